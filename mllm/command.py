@@ -1,0 +1,79 @@
+"""What every `mllm` verb shares: an argument parser with one-line errors, progress, JSON output."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+from mllm.errors import UserError
+
+Item = TypeVar("Item")
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose mistakes are one line and whose examples keep line breaks."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        settings.setdefault("allow_abbrev", False)
+        super().__init__(**settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`")
+
+
+@contextlib.contextmanager
+def stdout_is_json() -> Iterator[None]:
+    """Sends everything printed inside to stderr, file descriptor 1 included.
+
+    Libraries print on stdout at import (deepspeed does); with `--json` stdout carries one object
+    and nothing else. Call `print_json` after the block.
+    """
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def print_json(value: Any) -> None:
+    """Prints one JSON object on stdout."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """Iterates with a bar on stderr: done, total, rate, ETA. Silent when stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task_id = bar.add_task(what, total=total, rate="")
+        for item in items:
+            yield item
+            speed = bar.tasks[0].speed
+            bar.update(task_id, advance=1, rate=f"{speed:,.0f}/s" if speed else "")

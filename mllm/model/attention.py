@@ -1,0 +1,172 @@
+"""The one attention entry point. Packed rows come with document boundaries, decoding with a mask.
+
+Letters: B rows, T query positions, S key positions, H heads, K head_dim, N documents.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class Bucket(NamedTuple):
+    """Documents of similar length, right-padded to one rectangle."""
+
+    gather: torch.Tensor  # int64 (n, L): flat position of each entry; padding repeats the last one
+    num_documents: int
+
+
+class Documents:
+    """Where the documents of a packed batch begin, computed once and shared by all layers.
+
+    `cu_seqlens` is what varlen GPU kernels take: int32 (N + 1,), offsets into the flattened B * T
+    positions. Padding counts as documents of its own, so it sees only padding. On CPU the
+    documents are sorted into rectangles of doubling length, so that attention costs the square of
+    a document's length, not of the row's, and no (T, T) mask is built in any layer.
+    """
+
+    def __init__(self, document_ids: torch.Tensor):
+        """
+        Args:
+            document_ids: int64 (B, T); equal neighbours in a row are one document, -1 is padding.
+        """
+        num_rows, seq_len = document_ids.shape
+        device = document_ids.device
+        is_start = torch.ones(num_rows, seq_len, dtype=torch.bool, device=device)
+        is_start[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+        starts = is_start.flatten().nonzero().flatten()  # (N,); syncs with the GPU
+        end = torch.tensor([num_rows * seq_len], device=device)
+        bounds = torch.cat((starts, end))
+        lengths = bounds.diff()
+        self.cu_seqlens = bounds.to(torch.int32)
+        self.max_length = int(lengths.max())
+        self.buckets: list[Bucket] = []
+        order = torch.empty(num_rows * seq_len, dtype=torch.int64, device=device)
+        filled = 0
+        longest = 16
+        shorter_than = 0
+        while shorter_than < self.max_length:
+            chosen = (lengths > shorter_than) & (lengths <= longest)
+            shorter_than, longest = longest, longest * 2
+            if not chosen.any():
+                continue
+            first, length = starts[chosen], lengths[chosen]
+            column = torch.arange(int(length.max()), device=device)
+            is_real = column < length[:, None]  # (n, L)
+            gather = first[:, None] + torch.minimum(column, length[:, None] - 1)
+            order[gather[is_real]] = filled + is_real.flatten().nonzero().flatten()
+            self.buckets.append(Bucket(gather, len(first)))
+            filled += gather.numel()
+        self.scatter = order  # where each flat position stands in the concatenated buckets
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    documents: Documents | None = None,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+    dropout: float = 0.0,
+    backend: str = "sdpa",
+) -> torch.Tensor:
+    """Softmax attention, scaled by head_dim^-0.5.
+
+    Args:
+        query: (B, T, H, K).
+        key: (B, S, H, K).
+        value: (B, S, H, K).
+        documents: causal attention inside each document of packed rows (S = T).
+        mask: bool (B, 1, T, S), True where a query may look; for decoding and left padding.
+        is_causal: causal over the whole row; excludes the two above.
+        dropout: on the probabilities.
+        backend: `sdpa`, or `flash_attn` / `xformers` for packed rows on a GPU.
+
+    Returns:
+        (B, T, H, K).
+    """
+    if documents is None:
+        out = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=is_causal and query.shape[1] > 1,
+        )
+        return out.transpose(1, 2)
+    if backend == "sdpa":
+        return _packed_sdpa(query, key, value, documents, dropout)
+    if backend == "flash_attn":
+        return _packed_flash_attn(query, key, value, documents, dropout)
+    if backend == "xformers":
+        return _packed_xformers(query, key, value, documents, dropout)
+    raise ValueError(f"attention backend {backend!r}; one of sdpa, flash_attn, xformers")
+
+
+def _packed_sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    documents: Documents,
+    dropout: float,
+) -> torch.Tensor:
+    flat = [x.flatten(0, 1).flatten(1) for x in (query, key, value)]  # (B*T, H*K)
+    heads = query.shape[2:]
+    outputs = []
+    for gather, num_documents in documents.buckets:
+        q, k, v = (
+            x.index_select(0, gather.flatten())
+            .view(num_documents, -1, *heads)
+            .transpose(1, 2)  # (n, H, L, K)
+            for x in flat
+        )
+        # Right padding needs no mask: under a causal mask nothing real looks at it.
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        outputs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))  # (n*L, H*K)
+    return torch.cat(outputs).index_select(0, documents.scatter).view_as(query)
+
+
+def _packed_flash_attn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    documents: Documents,
+    dropout: float,
+) -> torch.Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    out = flash_attn_varlen_func(
+        query.flatten(0, 1),
+        key.flatten(0, 1),
+        value.flatten(0, 1),
+        cu_seqlens_q=documents.cu_seqlens,
+        cu_seqlens_k=documents.cu_seqlens,
+        max_seqlen_q=documents.max_length,
+        max_seqlen_k=documents.max_length,
+        dropout_p=dropout,
+        causal=True,
+    )
+    return out.view_as(query)
+
+
+def _packed_xformers(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    documents: Documents,
+    dropout: float,
+) -> torch.Tensor:
+    from xformers.ops import memory_efficient_attention
+    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
+
+    lengths = documents.cu_seqlens.diff().tolist()
+    out = memory_efficient_attention(
+        query.flatten(0, 1)[None],
+        key.flatten(0, 1)[None],
+        value.flatten(0, 1)[None],
+        attn_bias=BlockDiagonalCausalMask.from_seqlens(lengths),
+        p=dropout,
+    )
+    return out.view_as(query)

@@ -1,0 +1,150 @@
+"""The causal Transformer with sub-LN (Magneto, arXiv 2210.06423): a LayerNorm at the input of each
+sublayer and another before its output projection. Parameter names are those of `transformers`'
+Kosmos-2, so that weights go across without a map.
+
+Letters: B rows, T positions, D model_dim, H heads, K head_dim, V vocabulary.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mllm.model.attention import Documents, attention
+from mllm.model.config import ModelConfig
+from mllm.model.xpos import XPos
+
+SINUSOIDAL_OFFSET = 2  # fairseq: the padding id 1, plus 1
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: ModelConfig, layer_index: int):
+        super().__init__()
+        dim = config.model_dim
+        self.head_dim = config.head_dim
+        self.dropout = config.attention_dropout
+        self.layer_index = layer_index
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.inner_attn_ln = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        xpos: XPos | None,
+        documents: Documents | None,
+        mask: torch.Tensor | None,
+        cache: Any | None,
+        backend: str,
+    ) -> torch.Tensor:
+        query, key, value = (
+            proj(hidden).unflatten(-1, (-1, self.head_dim))  # (B, T, H, K)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if xpos is not None:
+            query, key = xpos.rotate(query, key)
+        if cache is not None:
+            key, value = (
+                x.transpose(1, 2)
+                for x in cache.update(key.transpose(1, 2), value.transpose(1, 2), self.layer_index)
+            )
+        out = attention(
+            query,
+            key,
+            value,
+            documents=documents,
+            mask=mask,
+            is_causal=documents is None and mask is None,
+            dropout=self.dropout if self.training else 0.0,
+            backend=backend,
+        )
+        return self.out_proj(self.inner_attn_ln(out.flatten(2)))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.model_dim, config.ffn_dim)
+        self.ffn_layernorm = nn.LayerNorm(config.ffn_dim, eps=config.layer_norm_eps)
+        self.fc2 = nn.Linear(config.ffn_dim, config.model_dim)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.ffn_layernorm(F.gelu(self.fc1(hidden))))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: ModelConfig, layer_index: int):
+        super().__init__()
+        self.self_attn_layer_norm = nn.LayerNorm(config.model_dim, eps=config.layer_norm_eps)
+        self.self_attn = SelfAttention(config, layer_index)
+        self.final_layer_norm = nn.LayerNorm(config.model_dim, eps=config.layer_norm_eps)
+        self.ffn = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden: torch.Tensor, *context: Any) -> torch.Tensor:
+        hidden = hidden + self.dropout(self.self_attn(self.self_attn_layer_norm(hidden), *context))
+        return hidden + self.dropout(self.ffn(self.final_layer_norm(hidden)))
+
+
+class Decoder(nn.Module):
+    """Token or picture embeddings in, final hidden states out."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.attention_backend = "sdpa"
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.model_dim)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
+        self.layer_norm = nn.LayerNorm(config.model_dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        *,
+        documents: Documents | None = None,
+        mask: torch.Tensor | None = None,
+        cache: Any | None = None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            embeddings: (B, T, D), tokens looked up and pictures in their slots, not yet scaled.
+            positions: int64 (B, T), restarting at 0 with each document.
+            documents: of packed rows; None means that a row is one document.
+            mask: bool (B, 1, T, S), True where a query may look.
+            cache: a `transformers` cache (`update(key, value, layer_index)`), or None.
+
+        Returns:
+            Hidden states (B, T, D) after the last LayerNorm.
+        """
+        config = self.config
+        # Everything is scaled, pictures included (kosmos-2 code).
+        hidden = embeddings * math.sqrt(config.model_dim)
+        xpos = None
+        if config.position == "xpos":
+            xpos = XPos(
+                positions,
+                head_dim=config.head_dim,
+                centre=config.seq_len // 2,
+                dtype=hidden.dtype,
+            )
+        else:
+            hidden = hidden + sinusoid(positions, config.model_dim).to(hidden.dtype)
+        hidden = self.dropout(hidden)
+        for layer in self.layers:
+            hidden = layer(hidden, xpos, documents, mask, cache, self.attention_backend)
+        return self.layer_norm(hidden)
+
+
+def sinusoid(positions: torch.Tensor, dim: int) -> torch.Tensor:
+    """fairseq's absolute positions: float32 (B, T, D), sines in the first half, cosines after."""
+    half = dim // 2
+    step = -math.log(10000) / (half - 1)
+    frequency = torch.exp(torch.arange(half, device=positions.device, dtype=torch.float32) * step)
+    angle = (positions[..., None] + SINUSOIDAL_OFFSET).float() * frequency
+    return torch.cat((angle.sin(), angle.cos()), -1)
