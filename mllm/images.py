@@ -20,7 +20,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 Resize = Literal["crop", "squash"]
 
 # Named, because PIL's other plugins include one that starts Ghostscript.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO")
 
 
 def open_picture(

@@ -1,0 +1,99 @@
+"""Every spelling of a sample reads as the same kind of document, and goes back as it came."""
+
+import json
+
+import pytest
+
+from corpora.document import (
+    Document,
+    ImageSegment,
+    TextSegment,
+    from_members,
+    image_extension,
+    to_members,
+)
+from mllm.errors import BadSample
+
+PNG = b"\x89PNG picture"
+JPG = b"\xff\xd8 picture"
+
+
+def read(**members: bytes | dict) -> Document:
+    return from_members(
+        "k",
+        {
+            name.replace("__", "."): json.dumps(value).encode()
+            if isinstance(value, dict)
+            else value
+            for name, value in members.items()
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        (ImageSegment(PNG), TextSegment("a caption\nof two lines ")),
+        (TextSegment("only text: ünïcode"),),
+        (ImageSegment(JPG),),
+        (TextSegment("a"), ImageSegment(PNG), TextSegment(" b "), ImageSegment(JPG)),
+        (ImageSegment(PNG), TextSegment("Question:", is_scored=False), TextSegment(" yes")),
+        (ImageSegment(PNG), TextSegment("unscored caption", is_scored=False)),
+        (TextSegment("unscored", is_scored=False),),
+        (ImageSegment(PNG),) * 12,
+    ],
+)
+@pytest.mark.parametrize("meta", [{}, {"concept": "1F34E", "number": 3, "list": ["ü"]}])
+def test_documents_go_to_members_and_back(segments, meta):
+    document = Document("key", segments, meta)
+    assert from_members("key", to_members(document)) == document
+
+
+def test_an_img2dataset_sample_is_a_pair():
+    document = read(jpg=JPG, txt=b"a dog", json={"url": "u", "caption": "a dog", "width": 3})
+    assert document.segments == (ImageSegment(JPG), TextSegment("a dog"))
+    assert document.meta == {"url": "u", "caption": "a dog", "width": 3}
+
+
+def test_text_may_stand_in_json():
+    assert read(json={"text": "hello", "url": "u"}) == Document(
+        "k", (TextSegment("hello"),), {"url": "u"}
+    )
+
+
+def test_only_the_assistant_is_scored_in_turns():
+    turns = [
+        {"role": "user", "segments": [{"image": "0"}, {"text": "What?"}]},
+        {"role": "assistant", "segments": [{"text": " A dog."}]},
+    ]
+    assert read(json={"turns": turns}, **{"0__jpg": JPG}).segments == (
+        ImageSegment(JPG),
+        TextSegment("What?", is_scored=False),
+        TextSegment(" A dog."),
+    )
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"txt": b"\xff\xfe"}, "not UTF-8"),
+        ({"json": b"{"}, "not JSON"),
+        ({"json": b"[1]"}, "list, not an object"),
+        ({"json": b"[" * 100_000}, "not JSON"),
+        ({"cls": b"3"}, "neither picture nor text; its members are cls"),
+        ({"json": {"segments": []}}, "no segments"),
+        ({"json": {"segments": {"text": "a"}}}, "not a list"),
+        ({"json": {"segments": [{"text": 3}]}}, "segment 0 has neither"),
+        ({"json": {"segments": [{"image": "0"}]}}, "no member k.0.jpg"),
+        ({"json": {"turns": [{"role": "user"}]}}, "turn 0 needs"),
+        ({"json": {"turns": []}}, "not a list of turns"),
+    ],
+)
+def test_content_that_spells_no_document_is_a_bad_sample(members, message):
+    with pytest.raises(BadSample, match=message):
+        read(**members)
+
+
+def test_an_unknown_picture_format_is_refused_when_written():
+    with pytest.raises(ValueError, match="not a known picture format"):
+        image_extension(b"<svg></svg>")
