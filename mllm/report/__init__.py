@@ -1,0 +1,13 @@
+"""`mllm report`: one self-contained HTML page over runs, scores, pictures and corpus.
+
+inputs.py   reads run folders, results.json, samples.jsonl, the corpus report, times, the export
+scores.py   each score beside its controls, and a verdict in words
+samples.py  pictures drawn by seed, with what the model said about them
+curves.py   matplotlib curves as inline SVG that follows the page's colours
+sections.py the other parts of the page, one function each
+page.py     puts the sections in order; style.py is its look, markup.py escapes everything
+"""
+
+from mllm.report.command import main
+
+__all__ = ["main"]

@@ -1,0 +1,286 @@
+"""Pictures drawn by seed before any score is read, each with what the model said about it.
+
+The draw is an order of sample keys by hash, a function of (seed, key) alone, so neither scores nor
+the model can move a picture onto the page or off it.
+"""
+
+import base64
+import hashlib
+import io
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mllm.errors import BadSample, UserError
+from mllm.report.inputs import read_json_lines
+from mllm.report.markup import Child, Markup, h, join
+from mllm.report.scores import SPLITS, SUITES, Cell
+
+MAX_SIDE = 160  # pixels of a picture on the page
+NUM_FAILURES = 4  # shown after the draw, the next in the same order
+
+Row = dict[str, Any]  # one line of samples.jsonl
+
+
+@dataclass
+class Gallery:
+    """The zero-shot answers about one evaluation corpus."""
+
+    corpus: str
+    split: str
+    cells: dict[str, Cell] = field(default_factory=dict)  # by suite
+    rows: dict[str, dict[str, Row]] = field(default_factory=dict)  # by suite, by sample key
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the corpus knows of a sample."""
+
+    uri: str | None  # data:image/png;base64,...
+    problem: str | None
+    meta: dict[str, Any]
+
+
+def in_drawn_order(keys: Iterable[str], seed: int) -> list[str]:
+    """The keys by the hash of (seed, key)."""
+    return sorted(keys, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+
+
+def read_galleries(eval_dir: Path, cells: list[Cell]) -> tuple[list[Gallery], list[str]]:
+    """Zero-shot rows grouped by evaluation corpus, and the samples files that are not there.
+
+    Development halves are left out where anything else is there.
+    """
+    galleries: dict[str, Gallery] = {}
+    missing = []
+    for cell in cells:
+        if cell["num_shots"] != 0 or not cell.get("per_seed"):
+            continue
+        path = eval_dir / str(cell["per_seed"][0].get("samples", ""))
+        rows = read_json_lines(path) if path.is_file() else []
+        if not rows:
+            missing.append(str(path))
+        for row in rows:
+            corpus = row.get("corpus")
+            if corpus is None:  # a task without pictures
+                continue
+            if not isinstance(corpus, str) or "id" not in row:
+                raise UserError(f"{path}: a row lacks `id` or `corpus`; run `mllm eval` again")
+            gallery = galleries.setdefault(corpus, Gallery(corpus, str(cell.get("split") or "")))
+            gallery.cells[cell["suite"]] = cell
+            gallery.rows.setdefault(cell["suite"], {})[str(row["id"])] = row
+    reported = [gallery for gallery in galleries.values() if gallery.split != "development"]
+    return reported or list(galleries.values()), missing
+
+
+def read_pictures(corpus_dir: Path, keys: list[str]) -> dict[str, Picture]:
+    """The pictures with these keys as the model's decoder sees them, shrunk for the page."""
+    from corpora.reader import Corpus
+
+    corpus = Corpus(corpus_dir)
+    index = {key: i for i, key in enumerate(corpus.keys)}
+    return {key: _read_picture(corpus, index[key]) for key in keys if key in index}
+
+
+def _read_picture(corpus: Any, i: int) -> Picture:
+    from mllm.images import open_picture
+
+    try:
+        document = corpus.document(i)
+        if not document.images:
+            return Picture(None, "the sample has no picture", document.meta)
+        picture = open_picture(document.images[0])
+    except (BadSample, ValueError) as error:
+        return Picture(None, str(error), {})
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(f"data:image/png;base64,{encoded}", None, document.meta)
+
+
+def probabilities(row: Row, norm: str) -> list[tuple[str, float]]:
+    """(candidate, share) by descending share: softmax of the candidates' scores under the norm."""
+    lengths = {"token": "n_tok", "char": "n_char", "byte": "n_byte"}
+    scores = [
+        candidate["ll"] / candidate[lengths[norm]] if norm in lengths else candidate["ll"]
+        for candidate in row["candidates"]
+    ]
+    highest = max(scores)
+    weights = [math.exp(score - highest) for score in scores]
+    shares = [weight / sum(weights) for weight in weights]
+    pairs = [(str(c["text"]), s) for c, s in zip(row["candidates"], shares, strict=True)]
+    return sorted(pairs, key=lambda pair: -pair[1])
+
+
+def plain(text: str) -> str:
+    """Lower-case words with single spaces, nothing else: what two texts are compared by."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def is_right(suite: str, row: Row, picture: Picture | None) -> bool | None:
+    """Whether the answer is right; a caption is when it holds the picture's name.
+
+    None where that cannot be known (a caption without its picture's name).
+    """
+    if suite != "caption":
+        return float(row["score"]) >= 0.5
+    name = picture.meta.get("name") if picture else None
+    if not isinstance(name, str):
+        return None
+    return f" {plain(name)} " in f" {plain(said(row))} "
+
+
+def said(row: Row) -> str:
+    answer = row.get("answer")
+    return " ".join(str(row.get("raw", "") if answer is None else answer).split())
+
+
+def counts(gallery: Gallery, suite: str, keys: list[str], pictures: dict[str, Picture]) -> str:
+    """`9 right, 3 wrong` over the drawn pictures that this suite asked about."""
+    answers = [
+        is_right(suite, gallery.rows[suite][key], pictures.get(key))
+        for key in keys
+        if key in gallery.rows[suite]
+    ]
+    text = f"{answers.count(True)} right, {answers.count(False)} wrong"
+    unknown = answers.count(None)
+    return text + (f", {unknown} not judged" if unknown else "")
+
+
+def gallery_section(
+    gallery: Gallery, corpora_dir: Path | None, seed: int, num_pictures: int
+) -> Markup:
+    """One evaluation corpus: the draw with its counts, then the next failures in the same order."""
+    keys = in_drawn_order(set().union(*gallery.rows.values()), seed)
+    pictures, problem = {}, "no --corpus given, so answers stand without their pictures."
+    if corpora_dir is not None:
+        corpus_dir = corpora_dir / "eval" / gallery.corpus
+        problem = f"{corpus_dir} is missing, so answers stand without their pictures."
+        if corpus_dir.is_dir():
+            # The failures are found by reading on, so a few more pictures than the draw are read.
+            pictures, problem = read_pictures(corpus_dir, keys[: 8 * num_pictures]), ""
+    drawn, later = keys[:num_pictures], keys[num_pictures : 8 * num_pictures]
+    main = next((suite for suite in ("naming", *gallery.rows) if suite in gallery.rows), "")
+    failures = [
+        key
+        for key in later
+        if key in gallery.rows[main]
+        and is_right(main, gallery.rows[main][key], pictures.get(key)) is False
+    ][:NUM_FAILURES]
+    tallies = "; ".join(
+        f"{SUITES.get(suite, (suite,))[0].lower()}: {counts(gallery, suite, drawn, pictures)}"
+        for suite in gallery.rows
+    )
+    return join(
+        [
+            h("h3", SPLITS.get(gallery.split, gallery.split or gallery.corpus).capitalize()),
+            h(
+                "p",
+                f"The first {len(drawn)} of {len(keys):,} in the order drawn with seed {seed}; ",
+                h("strong", tallies),
+                ".",
+            ),
+            h("p", problem, class_="note") if problem else None,
+            h("div", [card(gallery, key, pictures.get(key)) for key in drawn], class_="cards"),
+            [
+                h("p", f"Going on in the same order, the next {len(failures)} failures:"),
+                h(
+                    "div",
+                    [card(gallery, key, pictures.get(key)) for key in failures],
+                    class_="cards",
+                ),
+            ]
+            if failures
+            else None,
+        ]
+    )
+
+
+def card(gallery: Gallery, key: str, picture: Picture | None) -> Markup:
+    image: Child
+    if picture and picture.uri:
+        name = str(picture.meta.get("name", "the picture asked about"))
+        image = h("img", src=picture.uri, alt=name, loading="lazy")
+    else:
+        image = h("div", (picture and picture.problem) or "no picture", class_="no-picture")
+    said_of_it = [
+        answer(suite, gallery.cells[suite], rows[key], picture)
+        for suite, rows in gallery.rows.items()
+        if key in rows
+    ]
+    return h("article", h("div", image, class_="shown"), h("div", said_of_it), class_="card")
+
+
+def answer(suite: str, cell: Cell, row: Row, picture: Picture | None) -> Markup:
+    """What one suite got for this picture: a caption, ranked names, or a question's answer."""
+    right = is_right(suite, row, picture)
+    mark = {
+        True: h("span", "right", class_="badge above"),
+        False: h("span", "wrong", class_="badge below"),
+        None: None,
+    }[right]
+    settings = cell.get("settings") or {}
+    if row.get("candidates"):
+        bars = [
+            candidate_bar(text, share, is_gold=plain(text) == plain(str(row.get("gold", ""))))
+            for text, share in probabilities(row, str(settings.get("norm", "token")))
+        ]
+        return h("div", h("p", "Which name? ", mark), h("ol", bars, class_="names"))
+    if suite == "caption":
+        prompt = str(settings.get("prompt") or "An image of")
+        text = said(row)
+        if text.startswith(prompt):
+            text = text[len(prompt) :].strip()
+        references = row.get("references") or [row.get("gold")]
+        return h(
+            "div",
+            h(
+                "p",
+                h("span", prompt + " ", class_="prompt"),
+                h("q", text or "(nothing)"),
+                " ",
+                mark,
+            ),
+            h("p", f"Reference: {references[0]}", class_="note") if references[0] else None,
+        )
+    question = (picture.meta.get("question") if picture else None) or row.get("question")
+    return h(
+        "div",
+        h("p", str(question), class_="prompt") if question else None,
+        h("p", h("q", said(row) or "(nothing)"), " ", mark),
+        h("p", f"Right answer: {row.get('gold')}", class_="note") if right is False else None,
+    )
+
+
+def candidate_bar(text: str, share: float, is_gold: bool) -> Markup:
+    return h(
+        "li",
+        h("i", style=f"width:{100 * share:.1f}%"),
+        h("span", text.strip(), " ✓" if is_gold else None),
+        h("b", f"{100 * share:.0f} %"),
+        class_="gold" if is_gold else None,
+    )
+
+
+def picture_section(
+    eval_dir: Path, cells: list[Cell], corpora_dir: Path | None, seed: int, num_pictures: int
+) -> Markup:
+    galleries, missing = read_galleries(eval_dir, cells)
+    return join(
+        [
+            h(
+                "p",
+                "Not chosen by us: the order is a hash of the seed and the picture's key, fixed "
+                "before any answer was scored. Bars are the share each candidate gets (softmax of "
+                "the score that ranks it); ✓ is the right name. A caption counts as right when it "
+                "contains the picture's name word for word.",
+            ),
+            [h("p", f"Missing: {path}", class_="note") for path in missing],
+            [gallery_section(gallery, corpora_dir, seed, num_pictures) for gallery in galleries],
+            None if galleries else h("p", "No answers about pictures were found.", class_="note"),
+        ]
+    )
