@@ -135,8 +135,11 @@ def _packed_flash_attn(
     documents: Documents,
     dropout: float,
 ) -> torch.Tensor:
-    from flash_attn import flash_attn_varlen_func
-
+    # In `try`: the loader of `transformers` demands every other import it finds in exported code.
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        raise ImportError("attention backend flash_attn: pip install 'mllm[gpu]'") from None
     out = flash_attn_varlen_func(
         query.flatten(0, 1),
         key.flatten(0, 1),
@@ -158,9 +161,11 @@ def _packed_xformers(
     documents: Documents,
     dropout: float,
 ) -> torch.Tensor:
-    from xformers.ops import memory_efficient_attention
-    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
-
+    try:
+        from xformers.ops import memory_efficient_attention
+        from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
+    except ImportError:
+        raise ImportError("attention backend xformers: pip install 'mllm[gpu]'") from None
     lengths = documents.cu_seqlens.diff().tolist()
     out = memory_efficient_attention(
         query.flatten(0, 1)[None],
