@@ -1,0 +1,129 @@
+"""5-way naming: which of five names fits a picture whose artwork was never trained on."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from corpora.document import Document, ImageSegment, Segment, TextSegment
+from evals.api import Baselines, Measured, Model, Prompt, Query, RankRequest, Support, Task
+from evals.controls import flat_pixels, neighbour_choices, pixel_distances, read_gallery
+from evals.scoring import NORMS, best_candidate, binomial_se
+from evals.shots import draw_order
+from evals.tasks.rows import candidate_rows, candidate_scores
+from evals.tasks.sources import Source
+
+PROMPT = "An image of"
+SPLITS = ("development", "final", "new_concepts")
+
+
+class Naming(Task):
+    """Ranks ` {answer}` against four distractors of the same Unicode group after `An image of`.
+
+    The distractors lie in the corpus, so that model, pixel neighbour and control share them.
+    """
+
+    name = "naming"
+    metric = "accuracy"
+    unit = "%"
+
+    def __init__(self, data_dir: Path, split: str = "final", norm: str = "token") -> None:
+        self.split = split
+        self.norm = norm
+        self.corpus_name = f"naming_{split}"
+        self.source = Source(data_dir, f"eval/{self.corpus_name}")
+        self.data_dir = data_dir
+
+    @cached_property
+    def support_source(self) -> Source:
+        return Source(self.data_dir, "eval/naming_support")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"prompt": PROMPT, "shot": f"{PROMPT} {{answer}}.", "norm": self.norm}
+
+    @property
+    def data_fingerprint(self) -> str:
+        return self.source.corpus.fingerprint
+
+    def ids(self) -> list[str]:
+        return self.source.ids()
+
+    def query(self, query_id: str) -> Query:
+        document = self.source.document(query_id)
+        answer, distractors = self.source.meta(document, "answer", "distractors")
+        names = [answer, *distractors]
+        # A fixed order by id: with the gold name always first, ties would count as right.
+        candidates = tuple(names[i] for i in draw_order(f"candidates\n{query_id}", len(names)))
+        segments = (ImageSegment(document.images[0]), TextSegment(PROMPT))
+        return Query(query_id, segments, answer, document.meta | {"candidates": candidates})
+
+    def support(self) -> Support:
+        return self.support_source.support(self._show)
+
+    def _show(self, document: Document) -> tuple[Segment, ...]:
+        (answer,) = self.support_source.meta(document, "answer")
+        return (ImageSegment(document.images[0]), TextSegment(f"{PROMPT} {answer}."))
+
+    def request(self, prompt: Prompt) -> RankRequest:
+        names = prompt.query.meta["candidates"]
+        return RankRequest(prompt, tuple(f" {name}" for name in names))
+
+    def row(self, query: Query, response: Any) -> dict[str, Any]:
+        answer = query.meta["candidates"][best_candidate(response, self.norm)]
+        return {
+            "raw": None,
+            "answer": answer,
+            "candidates": candidate_rows(response),
+            "gold": query.gold,
+            "score": float(answer == query.gold),
+        }
+
+    def measure(self, rows: list[dict[str, Any]]) -> Measured:
+        shares = {}
+        for norm in NORMS:
+            chosen = [best_candidate(candidate_scores(row), norm) for row in rows]
+            hits = [
+                row["candidates"][i]["text"].strip() == row["gold"]
+                for row, i in zip(rows, chosen, strict=True)
+            ]
+            shares[norm] = sum(hits) / len(hits)
+        share = shares[self.norm]
+        extra = {f"accuracy_{norm}": round(100 * value, 4) for norm, value in shares.items()}
+        return Measured(100 * share, 100 * binomial_se(share, len(rows)), extra)
+
+    def baselines(self, queries: list[Query], model: Model) -> Baselines:
+        candidates = [query.meta["candidates"] for query in queries]
+        golds = [names.index(q.gold) for q, names in zip(queries, candidates, strict=True)]
+        positions = np.bincount(golds)
+        gallery = read_gallery(self.support_source.dir, model.image_size, model.resize)
+        answers = [meta["answer"] for meta in gallery.metas]
+        pixels = [flat_pixels(q.images[0], model.image_size, model.resize) for q in queries]
+        distances = pixel_distances(np.stack(pixels), gallery.pixels)
+        known = set(answers)
+        hits = {
+            query.id: float(choice == gold)
+            for query, gold, choice in zip(
+                queries, golds, neighbour_choices(distances, answers, candidates), strict=True
+            )
+        }
+        num_known = sum(query.gold in known for query in queries)
+        # A concept that was never trained has no training picture to be near to.
+        has_neighbour = num_known > 0
+        return Baselines(
+            chance=100 * float(np.mean([1 / len(names) for names in candidates])),
+            majority=100 * float(positions.max() / len(queries)),
+            others={"pixel neighbour": 100 * sum(hits.values()) / len(hits)}
+            if has_neighbour
+            else {},
+            row_scores={"pixel neighbour": hits} if has_neighbour else {},
+            notes={
+                "majority": "always the commonest place of the right name in the list",
+                "training pictures": len(answers),
+                "queries whose name has a training picture": num_known,
+            },
+        )
+
+    def gold_class(self, query: Query) -> str:
+        return query.gold
