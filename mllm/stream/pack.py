@@ -1,0 +1,242 @@
+"""Packing, planned once from lengths alone: row -> pieces (sample, start, stop).
+
+The plan knows no seed, epoch or world size. It goes over the corpus in windows of WINDOW samples.
+In each it fills one row after another: the longest piece left, then pieces that fill the rest
+exactly (one, or two together), then the longest that fits. What is left over joins the next window.
+
+A document that fits a row stays whole, unless nothing else fits: if the rest of a row is more than
+`seq_len / 64`, it takes the head of a text, and the tail of it goes into a later row. A document
+longer than a row is cut into continued pieces, at an image where there is one within reach, else at
+a token. An image is never cut. A continued piece opens without `<s>`, its first token is not
+scored (what it follows from stands in another row), and positions start again with it.
+
+In a *joined* row the documents are one context: one `<s>`, then the documents without theirs, each
+closed by `</s>`. A piece that stops before its document's end is divided from the next by a `</s>`
+that is not scored.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mllm.errors import UserError
+from mllm.stream.encode import image_span
+
+PACKING_VERSION = 1  # part of the stream's fingerprint: raise it when plans change
+WINDOW = 16_384  # samples
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """R rows made of M pieces."""
+
+    row_starts: np.ndarray  # int64 (R + 1,); row r has pieces row_starts[r : r + 2]
+    is_joined: np.ndarray  # bool (R,)
+    row_images: np.ndarray  # int64 (R,)
+    row_tokens: np.ndarray  # int64 (R,); positions that are not padding
+    piece_samples: np.ndarray  # int64 (M,)
+    piece_starts: np.ndarray  # int64 (M,); first token of the document that stands in the row
+    piece_stops: np.ndarray  # int64 (M,); one past the last
+    num_cuts: int  # pieces less documents
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.is_joined)
+
+
+def plan(
+    text_tokens: np.ndarray,
+    image_starts: np.ndarray,
+    image_offsets: np.ndarray,
+    *,
+    seq_len: int,
+    num_latents: int,
+    join_share: float = 0.0,
+) -> PackPlan:
+    """Packs N documents into rows of `seq_len`; a pure function of its arguments.
+
+    Args:
+        text_tokens: int64 (N,); `<s>`, text and `</s>`; a document of 0 tokens is left out.
+        image_starts: int64 (N + 1,); document i has images image_starts[i : i + 2].
+        image_offsets: int64 (M,); text tokens of its document before each image.
+        join_share: share of the rows that are joined, 0 .. 1.
+    """
+    span = image_span(num_latents)
+    if span > seq_len:
+        raise UserError(
+            f"model.num_latents {num_latents}: an image takes {span} positions and a row has "
+            f"model.seq_len {seq_len}; lower the one or raise the other"
+        )
+    num_images = np.diff(image_starts)
+    lengths = text_tokens + num_images * span
+    # Token position of each image in its document.
+    place_in_document = np.arange(len(image_offsets)) - np.repeat(image_starts[:-1], num_images)
+    image_positions = image_offsets + place_in_document * span
+
+    plain = _Packer(seq_len, seq_len, is_joined=False)
+    joined = _Packer(seq_len - 1, seq_len, is_joined=True)
+    rows: list[tuple[bool, list[_Piece]]] = []
+    for first in range(0, len(lengths), WINDOW):
+        window = np.arange(first, min(first + WINDOW, len(lengths)))
+        window = window[lengths[window] > 0]
+        is_in_joined = _every_nth(lengths[window], join_share)
+        for packer, samples in ((plain, window[~is_in_joined]), (joined, window[is_in_joined])):
+            for sample, length in zip(samples.tolist(), lengths[samples].tolist(), strict=True):
+                images = image_positions[image_starts[sample] : image_starts[sample + 1]].tolist()
+                packer.add(sample, length, images)
+            rows += [(packer.is_joined, row) for row in packer.fill_rows(is_last=False)]
+    for packer in (plain, joined):
+        rows += [(packer.is_joined, row) for row in packer.fill_rows(is_last=True)]
+    return _to_arrays(rows, lengths, image_starts, image_positions)
+
+
+def _every_nth(lengths: np.ndarray, share: float) -> np.ndarray:
+    """Bool (N,): that share of the documents, spread over long and short ones alike."""
+    ranks = np.empty(len(lengths), dtype=np.int64)
+    ranks[np.argsort(lengths, kind="stable")] = np.arange(len(lengths))
+    return np.floor((ranks + 1) * share) > np.floor(ranks * share)
+
+
+_Piece = tuple[int, int, int]  # sample, start, stop
+
+
+class _Packer:
+    """Pieces waiting for rows, in queues by the positions they cost."""
+
+    def __init__(self, capacity: int, seq_len: int, *, is_joined: bool) -> None:
+        self.capacity = capacity
+        self.is_joined = is_joined
+        self._slack = max(1, seq_len // 64)  # padding that is not worth a cut
+        self._waiting = 0  # positions of all queued pieces
+        # Two shelves: pieces that must stay whole, and texts that may be cut.
+        # Bit c of a shelf's mask is set where its queue for cost c is not empty.
+        self._queues: list[list[deque[_Piece]]] = [
+            [deque() for _ in range(capacity + 1)] for _ in range(2)
+        ]
+        self._masks = [0, 0]
+        self._mirror = 0  # bit (capacity - c) is set where either queue for cost c is not empty
+
+    def add(self, sample: int, length: int, images: Sequence[int]) -> None:
+        """Queues a document; `images` are the token positions of its images."""
+        start = 0
+        while start < length:
+            # In a joined row the document's own <s> costs nothing: the row brings one.
+            limit = start + self.capacity + (self.is_joined and start == 0)
+            stop = length
+            if length > limit:
+                stop = max((p for p in images if start < p <= limit), default=limit)
+            has_images = bool(images) and any(start <= p < stop for p in images)
+            self._queue((sample, start, stop), is_end=stop == length, is_text=not has_images)
+            start = stop
+
+    def _queue(self, piece: _Piece, *, is_end: bool, is_text: bool) -> None:
+        _, start, stop = piece
+        cost = stop - start
+        if self.is_joined:
+            cost += (not is_end) - (start == 0)  # the dividing </s>, the <s> that falls away
+        # A piece that fills a row needs no divider. Only the last piece of a document may be cut
+        # again: every piece but it already ends where the next begins.
+        cost = min(cost, self.capacity)
+        shelf = int(is_text and is_end)
+        self._queues[shelf][cost].append(piece)
+        self._masks[shelf] |= 1 << cost
+        self._mirror |= 1 << (self.capacity - cost)
+        self._waiting += cost
+
+    def fill_rows(self, *, is_last: bool) -> list[list[_Piece]]:
+        """Rows from what waits; unless `is_last`, what would not fill a row waits on."""
+        rows = []
+        while self._waiting >= (1 if is_last else self.capacity):
+            rows.append(self._fill_row())
+        return rows
+
+    def _fill_row(self) -> list[_Piece]:
+        row: list[_Piece] = []
+        room = self.capacity
+        while room > 0:
+            mask = self._masks[0] | self._masks[1]
+            fitting = mask & ((1 << (room + 1)) - 1)
+            if not fitting:
+                break
+            cost = fitting.bit_length() - 1
+            if row and cost < room:
+                # Costs whose complement to `room` waits as well: two pieces fill the row exactly.
+                pairs = fitting & (self._mirror >> (self.capacity - room))
+                if pairs:
+                    cost = pairs.bit_length() - 1
+                    if 2 * cost == room and self._count(cost) < 2:
+                        cost = fitting.bit_length() - 1
+            row.append(self._take(cost, shelf=int(not self._masks[0] >> cost & 1)))
+            room -= cost
+        row.sort()
+        if room > self._slack and (head := self._cut(room)):
+            row.append(head)
+        return row
+
+    def _count(self, cost: int) -> int:
+        return len(self._queues[0][cost]) + len(self._queues[1][cost])
+
+    def _take(self, cost: int, shelf: int) -> _Piece:
+        queue = self._queues[shelf][cost]
+        piece = queue.popleft()
+        if not queue:
+            self._masks[shelf] &= ~(1 << cost)
+            if not self._count(cost):
+                self._mirror &= ~(1 << (self.capacity - cost))
+        self._waiting -= cost
+        return piece
+
+    def _cut(self, room: int) -> _Piece | None:
+        """The head of the longest text, `room` positions of it; its tail waits on."""
+        cost = self._masks[1].bit_length() - 1
+        if cost - room <= self._slack:
+            return None
+        sample, start, stop = self._take(cost, shelf=1)
+        middle = stop - cost + room
+        self._queue((sample, middle, stop), is_end=True, is_text=True)
+        return sample, start, middle
+
+
+def _to_arrays(
+    rows: list[tuple[bool, list[_Piece]]],
+    lengths: np.ndarray,
+    image_starts: np.ndarray,
+    image_positions: np.ndarray,
+) -> PackPlan:
+    is_joined = np.array([joined for joined, _ in rows], dtype=bool)
+    pieces_per_row = np.array([len(row) for _, row in rows], dtype=np.int64)
+    row_starts = np.concatenate([[0], np.cumsum(pieces_per_row)]).astype(np.int64)
+    pieces = np.array([p for _, row in rows for p in row], dtype=np.int64).reshape(-1, 3)
+    samples, starts, stops = (np.ascontiguousarray(column) for column in pieces.T)
+
+    # (sample, position) as one sorted number, to count the images inside each piece.
+    shift = int(lengths.max(initial=0)) + 1
+    samples_of_images = np.repeat(np.arange(len(lengths)), np.diff(image_starts))
+    keys = samples_of_images * shift + image_positions
+    piece_images = np.searchsorted(keys, samples * shift + stops) - np.searchsorted(
+        keys, samples * shift + starts
+    )
+    is_in_joined = np.repeat(is_joined, pieces_per_row)
+    is_last = np.zeros(len(samples), dtype=bool)
+    is_last[row_starts[1:] - 1] = True
+    costs = stops - starts
+    costs -= is_in_joined & (starts == 0)
+    costs += is_in_joined & (stops < lengths[samples]) & ~is_last
+    return PackPlan(
+        row_starts=row_starts,
+        is_joined=is_joined,
+        row_images=_sum_rows(piece_images, row_starts),
+        row_tokens=_sum_rows(costs, row_starts) + is_joined,
+        piece_samples=samples,
+        piece_starts=starts,
+        piece_stops=stops,
+        num_cuts=len(samples) - len(np.unique(samples)),
+    )
+
+
+def _sum_rows(values: np.ndarray, row_starts: np.ndarray) -> np.ndarray:
+    """int64 (R,): the sum over each row's pieces."""
+    totals = np.concatenate([[0], np.cumsum(values)])
+    return totals[row_starts[1:]] - totals[row_starts[:-1]]
