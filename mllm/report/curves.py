@@ -104,7 +104,7 @@ def chart(
     return h(
         "figure",
         h("figcaption", h("strong", title), h("span", unit, class_="unit")),
-        h("div", legend, class_="legend") if len(entries) > 1 or reference else None,
+        h("div", legend, class_="legend"),
         h("div", _draw(title, drawn, reference, from_zero), role="img", aria_label=title),
     )
 
