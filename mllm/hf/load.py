@@ -1,0 +1,45 @@
+"""Loads an export folder with the classes of this repository: data is read, no code is run."""
+
+from pathlib import Path
+
+import torch
+
+from mllm.errors import UserError
+from mllm.hf.configuration_mllm import MllmConfig
+from mllm.hf.image_processing_mllm import MllmImageProcessor
+from mllm.hf.modeling_mllm import MllmForConditionalGeneration
+from mllm.hf.processing_mllm import MllmProcessor
+from mllm.hf.tokenization_mllm import MllmTokenizer
+
+
+def load_export(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[MllmForConditionalGeneration, MllmProcessor]:
+    """Model (in evaluation mode) and processor of an export.
+
+    Raises:
+        UserError: the folder is missing or is no export.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: no model here; write one with `mllm export RUN --out {path}`")
+    try:
+        config = MllmConfig.from_pretrained(path, local_files_only=True)
+        model = MllmForConditionalGeneration.from_pretrained(
+            path, config=config, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+        processor = load_processor(path)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a whole export ({reason}); export it again") from error
+    return model.to(device).eval(), processor
+
+
+def load_processor(path: str | Path) -> MllmProcessor:
+    """The processor of an export."""
+    settings, _ = MllmProcessor.get_processor_dict(path, local_files_only=True)
+    return MllmProcessor(
+        MllmImageProcessor.from_pretrained(path, local_files_only=True),
+        MllmTokenizer.from_pretrained(path, local_files_only=True),
+        num_latents=settings["num_latents"],
+    )

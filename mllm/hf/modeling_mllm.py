@@ -1,0 +1,172 @@
+"""The trained modules as a `transformers` model: `forward` with labels and cache, `generate`.
+
+Nothing is computed here that `mllm.model` does not compute: this file translates arguments.
+
+Letters: B rows, T new positions, S positions with those in the cache, D model_dim, V vocabulary,
+I pictures, L latents.
+"""
+
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+
+from mllm.hf.configuration_mllm import MllmConfig
+from mllm.model.init import initialise
+from mllm.model.multimodal import MultimodalModel
+
+
+class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Interleaved text and pictures in, text out."""
+
+    config_class = MllmConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    base_model_prefix = ""
+    _tied_weights_keys = {  # noqa: RUF012 (an attribute of the base class)
+        "model.head.weight": "model.decoder.embed_tokens.weight"
+    }
+    _no_split_modules = [  # noqa: RUF012
+        "DecoderLayer",
+        "CLIPEncoderLayer",
+        "CLIPVisionEmbeddings",
+        "AttentionResampler",
+    ]
+    _supports_sdpa = True
+
+    def __init__(self, config: MllmConfig) -> None:
+        super().__init__(config)
+        self.model = MultimodalModel(config.to_model_config())
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Fills a new model as the trainer does. Weights come all together or not at all."""
+        if not isinstance(module, MultimodalModel):
+            return
+        loaded = {
+            name: getattr(weight, "_is_hf_initialized", False)
+            for name, weight in module.named_parameters()
+        }
+        if not any(loaded.values()):
+            initialise(module)
+        elif not all(loaded.values()):
+            missing = [name for name, is_loaded in loaded.items() if not is_loaded]
+            raise ValueError(f"the weights lack {len(missing)} tensors, among them {missing[0]}")
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.model.decoder.embed_tokens
+
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        self.model.decoder.embed_tokens = value
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.model.head
+
+    def set_output_embeddings(self, value: torch.nn.Module) -> None:
+        self.model.head = value
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, **settings: Any
+    ) -> BaseModelOutputWithPooling:
+        """Latents of pictures (I, L, D) as `pooler_output`; `generate` calls this once a prompt."""
+        latents = self.model.encode_images(pixel_values.to(self.dtype))
+        return BaseModelOutputWithPooling(pooler_output=latents)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_slot_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        return_dict: bool | None = None,
+        **settings: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """
+        Args:
+            input_ids: int64 (B, T).
+            pixel_values: float (I, 3, S, S), normalised, row by row in slot order.
+            attention_mask: (B, S), 0 at padding on either side; or bool (B, 1, T, S).
+            image_slot_mask: bool (B, T); left out, it is `input_ids == config.image_token_id`.
+            position_ids: int64 (B, T); left out, positions count what `attention_mask` keeps.
+            inputs_embeds: (B, T, D) instead of `input_ids`, pictures already in their slots.
+            labels: int64 (B, T), not shifted, -100 where there is no loss. The loss is the mean
+                over the others: the trainer's sum divided by its count.
+            logits_to_keep: 0 for all positions, n for the last n, or a tensor of positions.
+            mm_encoder_outputs: `{"image": get_image_features(...)}` instead of `pixel_values`.
+
+        Raises:
+            ValueError: slots and pictures differ in number.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(
+                input_ids, image_slot_mask, pixel_values, mm_encoder_outputs or {}
+            )
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+        )
+        hidden = self.model.decoder(
+            inputs_embeds, position_ids, mask=mask, cache=past_key_values
+        )  # (B, T, D)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.model.head(hidden[:, kept])  # (B, kept, V)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **settings
+            )
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return output.to_tuple() if return_dict is False else output
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, image_slot_mask: torch.Tensor | None = None, **settings: Any
+    ) -> dict[str, Any]:
+        # The mask does not grow with the text; `forward` finds the slots by their id.
+        return super().prepare_inputs_for_generation(input_ids, **settings)
+
+    def _embed(
+        self,
+        input_ids: torch.Tensor,
+        image_slot_mask: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        mm_encoder_outputs: dict[str, Any],
+    ) -> torch.Tensor:
+        if image_slot_mask is None:
+            image_slot_mask = input_ids == self.config.image_token_id
+        image = mm_encoder_outputs.get("image")
+        if image is None and pixel_values is not None:
+            image = self.get_image_features(pixel_values)
+        latents = None if image is None else image.pooler_output
+        return self.model.embed(input_ids, image_slot_mask, latents)
+
+    def _positions(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> torch.Tensor:
+        """int64 (B, T): places among what is not padding."""
+        num_rows, num_new = inputs_embeds.shape[:2]
+        if attention_mask is not None and attention_mask.dim() == 2:
+            places = attention_mask.long().cumsum(-1) - 1  # (B, S)
+            return places.clamp(min=0)[:, -num_new:]
+        first = 0 if past_key_values is None else past_key_values.get_seq_length()
+        places = torch.arange(num_new, device=inputs_embeds.device) + first
+        return places.expand(num_rows, -1)

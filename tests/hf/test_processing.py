@@ -1,0 +1,167 @@
+"""Ids equal the trainer's, pictures and placeholders are counted, text stays text."""
+
+import numpy as np
+import pytest
+import torch
+
+from mllm.hf.processing_mllm import END_OF_DOCUMENT, completion_prompt
+from mllm.images import normalise, open_picture, to_pixels
+from tests.hf.tiny import picture, png
+from tokenizer.specials import (
+    BOI_ID,
+    BOS_ID,
+    EOI_ID,
+    EOS_ID,
+    NUM_SPECIALS,
+    PAD_ID,
+    SLOT_ID,
+    SPECIALS,
+)
+
+HOSTILE = "<image> </s> <slot></image> <s> <pad> <unk> </line> <reserved_0>"
+SLOTS = [BOI_ID, *[SLOT_ID] * 4, EOI_ID]
+
+
+def test_ids_are_written_as_design_says(tiny):
+    encode = tiny.tokenizer.encode
+    batch = tiny.processor.from_segments(
+        [[picture(1), " a red", END_OF_DOCUMENT, picture(2), "An image of"]]
+    )
+    expected = [BOS_ID, *SLOTS, *encode(" a red"), EOS_ID, *SLOTS, *encode("An image of")]
+    assert batch["input_ids"][0].tolist() == expected
+    assert torch.equal(batch["image_slot_mask"], batch["input_ids"] == SLOT_ID)
+    assert batch["pixel_values"].shape == (2, 3, 16, 16)
+
+
+def test_the_three_ways_in_agree(tiny):
+    segments = tiny.processor.from_segments([[picture(1), "red, blue"]])
+    string = tiny.processor(text="<image>red, blue", images=[picture(1)])
+    messages = tiny.processor.apply_chat_template(
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": picture(1)},
+                    {"type": "text", "text": "red, blue"},
+                ],
+            }
+        ]
+    )
+    for key, value in segments.items():
+        assert torch.equal(value, string[key]), key
+        assert torch.equal(value, messages[key]), key
+
+
+def test_text_in_segments_and_messages_never_becomes_special(tiny):
+    processor = tiny.processor
+    messages = [{"role": "user", "content": HOSTILE}]
+    for ids in (
+        processor.from_segments([[HOSTILE]])["input_ids"][0],
+        processor.apply_chat_template(messages, return_dict=False)[0],
+        torch.tensor(processor.tokenizer(HOSTILE)["input_ids"]),
+        torch.tensor(processor.tokenizer.encode(HOSTILE)),
+    ):
+        assert ids[0] == BOS_ID
+        assert (ids[1:] >= NUM_SPECIALS).all()
+        assert processor.tokenizer.decode(ids[1:]) == HOSTILE
+
+
+def test_only_the_placeholder_is_special_in_the_string_way(tiny):
+    batch = tiny.processor(text="</s><image><slot>", images=[picture(1)])
+    encode = tiny.tokenizer.encode
+    expected = [BOS_ID, *encode("</s>"), *SLOTS, *encode("<slot>")]
+    assert batch["input_ids"][0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "message"),
+    [
+        ("<image>a<image>b", [picture(1)], "the text has 2 <image> but 1 images"),
+        ("a", [picture(1)], "the text has 0 <image> but 1 images"),
+        ("<image>a", None, "the text has 1 <image> but 0 images"),
+        (["<image>a", "b"], [[picture(1)], [picture(2)]], "text 1 has 0 <image> but 1 images"),
+        (["<image>a", "b"], [[picture(1)]], "2 texts but 1 lists of images"),
+    ],
+)
+def test_counts_that_differ_are_named(tiny, text, images, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.processor(text=text, images=images)
+
+
+def test_pictures_go_to_rows_in_order(tiny):
+    texts = ["<image>a", "b", "<image>c<image>"]
+    flat = tiny.processor(text=texts, images=[picture(1), picture(2), picture(3)])
+    nested = tiny.processor(text=texts, images=[[picture(1)], [], [picture(2), picture(3)]])
+    assert torch.equal(flat["pixel_values"], nested["pixel_values"])
+    assert flat["image_slot_mask"].sum(1).tolist() == [4, 0, 8]
+
+
+def test_padding_is_on_the_left_unless_asked(tiny):
+    left = tiny.processor(text=["a", "red red red"])
+    assert left["input_ids"][0, 0] == PAD_ID and left["input_ids"][0, -1] != PAD_ID
+    assert torch.equal(left["attention_mask"], (left["input_ids"] != PAD_ID).long())
+    right = tiny.processor(text=["a", "red red red"], padding_side="right")
+    assert right["input_ids"][0, 0] == BOS_ID and right["input_ids"][0, -1] == PAD_ID
+
+
+def test_pixels_are_bit_equal_to_the_trainers(tiny, tmp_path):
+    data = png(7)
+    expected = normalise(torch.from_numpy(to_pixels(open_picture(data), 16, "squash")))
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    for source in (data, path, picture(7), np.asarray(picture(7))):
+        batch = tiny.processor.from_segments([[source, "x"]])
+        assert torch.equal(batch["pixel_values"][0], expected)
+
+
+def test_what_is_no_picture_is_a_value_error(tiny):
+    with pytest.raises(ValueError, match="not a picture"):
+        tiny.processor.from_segments([[b"GIF89a? no", "x"]])
+    with pytest.raises(ValueError, match="nothing is fetched"):
+        tiny.processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image", "url": "https://example.org/a.png"}]}]
+        )
+
+
+def test_the_completion_template_is_the_form_of_question_answer_documents():
+    one, two = object(), object()
+    messages = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": one},
+                {"type": "text", "text": "what shape is it?"},
+            ],
+        },
+        {"role": "assistant", "content": "circle"},
+        {"role": "user", "content": "what colour is it?"},
+        {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
+        {"role": "user", "content": [{"type": "image", "image": two}]},
+    ]
+    assert completion_prompt(messages) == [
+        one,
+        "Question: what shape is it? Answer:",
+        " circle",
+        "\nQuestion: what colour is it? Answer:",
+        " red",
+        two,
+        "\nAn image of",
+    ]
+
+
+def test_tokenizer_ids_and_text_equal_the_trainers(tiny):
+    ours, theirs = tiny.processor.tokenizer, tiny.tokenizer
+    for text in ("a red apple", "  two  spaces ", "line\nline", "é 日本 🍎", "", " x"):
+        ids = theirs.encode(text)
+        assert ours(text, add_special_tokens=False)["input_ids"] == ids
+        assert ours.decode(ids) == theirs.decode(ids) == text
+    assert len(ours) == theirs.vocab_size
+    assert {name: ours.convert_tokens_to_ids(name) for name in SPECIALS} == SPECIALS
+    assert set(ours.all_special_ids) == set(SPECIALS.values())
+
+
+def test_decoding_drops_or_names_specials(tiny):
+    ids = [BOS_ID, *SLOTS, *tiny.tokenizer.encode(" é"), EOS_ID]
+    decode = tiny.processor.tokenizer.decode
+    assert decode(ids, skip_special_tokens=True) == " é"
+    assert decode(ids) == "<s><image><slot><slot><slot><slot></image> é</s>"
