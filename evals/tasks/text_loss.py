@@ -40,7 +40,8 @@ class TextLoss(Task):
         return self.source.corpus.fingerprint
 
     def ids(self) -> list[str]:
-        return self.source.ids()
+        sizes = self.source.corpus.text_bytes
+        return [key for key, size in zip(self.source.ids(), sizes, strict=True) if size > 0]
 
     def query(self, query_id: str) -> Query:
         document = self.source.document(query_id)

@@ -1,0 +1,155 @@
+"""An export folder behind the narrow door of `evals.api.Model`.
+
+Candidate scoring with prefix reuse is `mllm.ranking`; decoding is `transformers`' `generate`.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from corpora.document import ImageSegment, TextSegment
+from evals.api import (
+    CandidateScore,
+    Generated,
+    GenerateRequest,
+    Prompt,
+    RankRequest,
+    TextScore,
+)
+from mllm.files import fingerprint, sha256_file
+from mllm.hf.load import load_export
+from mllm.hf.processing_mllm import END_OF_DOCUMENT, PromptSegment
+from mllm.ranking import Segment as RankingSegment
+from mllm.ranking import rank_candidates
+from tokenizer.specials import BOS_ID, EOS_ID, PAD_ID
+
+# What decides an answer. The rest of an export is for people.
+FINGERPRINTED = ("*.safetensors", "config.json", "processor_config.json", "tokenizer*")
+MAX_TEXT_BATCH = 16  # windows of a full context at once: bounds the logits' memory
+
+
+class ExportedModel:
+    """A `Model`. Every method takes one batch and answers in request order."""
+
+    def __init__(self, model_dir: str | Path, device: str | None = None) -> None:
+        """Loads an export in float32, on an accelerator where there is one.
+
+        Raises:
+            mllm.errors.UserError: `model_dir` is missing or is no export.
+        """
+        model_dir = Path(model_dir)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.processor = load_export(model_dir, device)
+        files = sorted({path for pattern in FINGERPRINTED for path in model_dir.glob(pattern)})
+        self.fingerprint = fingerprint({path.name: sha256_file(path) for path in files})
+        self.seq_len: int = self.model.config.seq_len
+        self.num_latents: int = self.processor.num_latents
+        self.image_size: int = self.processor.image_processor.image_size
+        self.resize = self.processor.image_processor.resize
+        self.vocab_size: int = self.model.config.vocab_size
+        self.encode = lru_cache(maxsize=65536)(self.processor.tokenizer.encode_text)
+
+    def loglikelihood(self, requests: Sequence[RankRequest]) -> list[list[CandidateScore]]:
+        """Each request's candidates scored after its prompt, pictures and prompt computed once."""
+        scored = rank_candidates(
+            self.model,
+            self.processor,
+            [flatten(request.prompt) for request in requests],
+            [list(request.candidates) for request in requests],
+            batch_size=len(requests),
+        )
+        return [
+            [CandidateScore(c.text, c.ll, c.num_tokens, c.num_chars, c.num_bytes) for c in row]
+            for row in scored
+        ]
+
+    @torch.inference_mode()
+    def generate_until(self, requests: Sequence[GenerateRequest]) -> list[Generated]:
+        """Continues each prompt until `</s>` or the cap. All requests share their decoding."""
+        first = requests[0]
+        inputs = self.processor.from_segments(
+            [plain(request.prompt) for request in requests], padding_side="left"
+        ).to(self.model.device)
+        config = GenerationConfig.from_dict(
+            {
+                **self.model.generation_config.to_diff_dict(),
+                "do_sample": False,
+                "num_beams": first.num_beams,
+                "length_penalty": first.length_penalty,
+                "max_new_tokens": first.max_new_tokens,
+            }
+        )
+        rows = self.model.generate(**inputs, generation_config=config)
+        answers = rows[:, inputs["input_ids"].shape[1] :].tolist()
+        return [self._generated(token_ids) for token_ids in answers]
+
+    def _generated(self, token_ids: list[int]) -> Generated:
+        is_capped = EOS_ID not in token_ids
+        kept = token_ids if is_capped else token_ids[: token_ids.index(EOS_ID)]
+        text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
+        return Generated(text, len(kept), is_capped)
+
+    @torch.inference_mode()
+    def loglikelihood_rolling(self, texts: Sequence[str]) -> list[TextScore]:
+        """Every token once: full windows, the first after `<s>`, the others after one token."""
+        token_ids = [self.encode(text) for text in texts]
+        windows = [
+            (i, ([BOS_ID, *ids])[start : start + self.seq_len], ids[start : start + self.seq_len])
+            for i, ids in enumerate(token_ids)
+            for start in range(0, len(ids), self.seq_len)
+        ]
+        totals = [0.0] * len(texts)
+        for start in range(0, len(windows), MAX_TEXT_BATCH):
+            batch = windows[start : start + MAX_TEXT_BATCH]
+            for (i, _, _), ll in zip(batch, self._window_lls(batch), strict=True):
+                totals[i] += ll
+        return [
+            TextScore(total, len(ids), len(text.encode()))
+            for total, ids, text in zip(totals, token_ids, texts, strict=True)
+        ]
+
+    def _window_lls(self, windows: list[tuple[int, list[int], list[int]]]) -> list[float]:
+        """Summed log-likelihood of each window's targets given the tokens before them."""
+        longest = max(len(targets) for _, _, targets in windows)
+
+        def padded(rows: list[list[int]], filler: int) -> torch.Tensor:
+            filled = [row + [filler] * (longest - len(row)) for row in rows]
+            return torch.tensor(filled, device=self.model.device)
+
+        inputs = padded([given[: len(targets)] for _, given, targets in windows], PAD_ID)
+        targets = padded([targets for _, _, targets in windows], PAD_ID)
+        mask = padded([[1] * len(targets) for _, _, targets in windows], 0)
+        logits = self.model(input_ids=inputs, attention_mask=mask).logits.float()  # (B, T, V)
+        lls = -torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), targets, reduction="none"
+        )  # (B, T)
+        return (lls * mask).double().sum(dim=1).tolist()
+
+
+def flatten(prompt: Prompt) -> list[RankingSegment]:
+    """Shots, each with its separator after it, then the query, as one row of segments."""
+    row: list[RankingSegment] = []
+    for shot in prompt.shots:
+        row += shot.segments
+        if prompt.separator == "eos":
+            row.append(END_OF_DOCUMENT)
+        elif prompt.separator == "newline":
+            row.append(TextSegment("\n"))
+    return row + list(prompt.query.segments)
+
+
+def plain(prompt: Prompt) -> list[PromptSegment]:
+    """The same row as the processor takes it: strings, encoded pictures, marks."""
+    return [_plain(segment) for segment in flatten(prompt)]
+
+
+def _plain(segment: RankingSegment) -> PromptSegment:
+    match segment:
+        case TextSegment(text):
+            return text
+        case ImageSegment(data):
+            return data
+    return segment

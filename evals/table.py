@@ -1,0 +1,81 @@
+"""The score table on the terminal, and the lines below it that say what the scores mean."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+BLIND_TOLERANCE = 3  # standard errors between a blind control and chance
+
+
+def number(value: float | None, se: float | None = None) -> str:
+    """One decimal for figures of ten and more, three below; `± se` where there is one."""
+    if value is None:
+        return "-"
+    digits = 1 if abs(value) >= 10 else 3
+    return f"{value:.{digits}f}" + (f" ± {se:.{digits}f}" if se is not None else "")
+
+
+def score_table(cells: list[dict[str, Any]]) -> Table:
+    """A line a cell: score with its standard error, n, and what it is held against."""
+    table = Table(title="Scores on held-out data (± one standard error)")
+    table.add_column("task")
+    for heading in ("shots", "metric", "score", "n", "chance", "majority", "baseline", "blind"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for cell in cells:
+        blind = cell["blind"] or {"score": None, "se": None}
+        others = (f"{name} {number(value)}" for name, value in cell["baselines"].items())
+        table.add_row(
+            f"{cell['suite']} ({cell['split']})",
+            str(cell["num_shots"]),
+            " ".join(filter(None, (cell["metric"], cell["unit"]))),
+            number(cell["score"], cell["se"]),
+            str(cell["n"]),
+            number(cell["chance"]),
+            number(cell["majority"]),
+            "\n".join(others) or "-",
+            number(blind["score"], blind["se"]),
+        )
+    return table
+
+
+def verdict_lines(cells: list[dict[str, Any]]) -> list[str]:
+    """For each cell: against each baseline, and whether the blind control is where it should be."""
+    lines = []
+    for cell in cells:
+        name = f"{cell['suite']} ({cell['split']}) k={cell['num_shots']}"
+        for verdict in cell["verdicts"]:
+            baseline = verdict["baseline"]
+            lines.append(
+                f"{name}: {number(cell['score'])} {cell['unit']}, {verdict['relation']} the "
+                f"{baseline} ({number(cell['baselines'][baseline])}); difference "
+                f"{number(verdict['difference'], verdict['se'])}"
+            )
+        if cell["blind"]:
+            lines.append(f"{name}: {_blind_line(cell)}")
+    return lines
+
+
+def _blind_line(cell: dict[str, Any]) -> str:
+    blind, errors = cell["blind"], (cell["se"] or 0.0, cell["blind"]["se"] or 0.0)
+    drop, drop_se = cell["score"] - blind["score"], (errors[0] ** 2 + errors[1] ** 2) ** 0.5
+    line = (
+        f"with another picture {number(blind['score'], blind['se'])}, a drop of "
+        f"{number(drop, drop_se)}"
+    )
+    if drop <= 2 * drop_se:
+        return line + ": NOT clearly above its blind control"
+    if cell["metric"] == "accuracy" and cell["chance"] is not None:
+        is_near = abs(blind["score"] - cell["chance"]) <= BLIND_TOLERANCE * errors[1]
+        return line + f", {'at' if is_near else 'NOT at'} chance ({number(cell['chance'])})"
+    return line
+
+
+def print_scores(cells: list[dict[str, Any]]) -> None:
+    """Table and verdicts on stdout, as wide as they need where stdout is a file."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(score_table(cells))
+    for line in verdict_lines(cells):
+        console.print(line, highlight=False, soft_wrap=True)
