@@ -25,10 +25,9 @@ class BatchDraft:
         seq_len: int,
         image_size: int,
         resize: Resize,
-        has_pixels: bool,
     ) -> None:
         self._step, self._seed = step, seed
-        self._image_size, self._resize, self._has_pixels = image_size, resize, has_pixels
+        self._image_size, self._resize = image_size, resize
         shape = (num_rows, seq_len)
         self.token_ids = np.full(shape, PAD_ID, dtype=np.int64)
         self.is_scored = np.zeros(shape, dtype=bool)
@@ -90,19 +89,18 @@ class BatchDraft:
         first_image = int((sequence.token_ids[:start] == BOI_ID).sum())
         num_images = int((tokens == BOI_ID).sum())
         is_good = True
-        if self._has_pixels:
-            for number in range(first_image, first_image + num_images):
-                try:
-                    pixels = self._decode(sequence.images[number])
-                except ValueError as error:
-                    is_good = False
-                    self._note_bad(source, sample, f"image {number}: {error}")
-                    pixels = np.zeros_like(self._dummy)
-                self._pixels.append(pixels)
-                self._image_seeds.append(
-                    hash_key("image", self._seed, source.corpus.key(sample), epoch, number)
-                    >> 1  # fits int64
-                )
+        for number in range(first_image, first_image + num_images):
+            try:
+                pixels = self._decode(sequence.images[number])
+            except ValueError as error:
+                is_good = False
+                self._note_bad(source, sample, f"image {number}: {error}")
+                pixels = np.zeros_like(self._dummy)
+            self._pixels.append(pixels)
+            self._image_seeds.append(
+                hash_key("image", self._seed, source.corpus.key(sample), epoch, number)
+                >> 1  # fits int64
+            )
         self.token_ids[b, place] = tokens
         self.slot_mask[b, place] = tokens == SLOT_ID
         self.is_scored[b, place] = sequence.is_scored[start:stop] & is_good

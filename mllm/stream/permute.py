@@ -43,34 +43,34 @@ def permute(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
     bits = np.frexp((size - np.uint64(1)).astype(np.float64))[1]  # exact below 2^53
     half = np.maximum(1, (bits + 1) // 2).astype(np.uint64)
     mask = (np.uint64(1) << half) - np.uint64(1)
+    round_keys = [mix(key + np.uint64(number)) for number in range(FEISTEL_ROUNDS)]
     result = index.copy()
     walking = np.arange(len(index))
     while len(walking):
         left, right = result[walking] >> half[walking], result[walking] & mask[walking]
-        for number in range(FEISTEL_ROUNDS):
-            noise = mix(right ^ mix(key[walking] + np.uint64(number)))
-            left, right = right, left ^ (noise & mask[walking])
+        for round_key in round_keys:
+            left, right = right, left ^ (mix(right ^ round_key[walking]) & mask[walking])
         result[walking] = (left << half[walking]) | right
         walking = walking[result[walking] >= size[walking]]
     return result
 
 
 def epoch_row(
-    position: np.ndarray, num_rows: int, key: np.ndarray, block_rows: int = BLOCK_ROWS
+    position: np.ndarray, num_rows: np.ndarray, key: np.ndarray, block_rows: int = BLOCK_ROWS
 ) -> np.ndarray:
     """The row of the plan at each position of an epoch: blocks are permuted, then rows in them.
 
     Args:
         position: int64 (N,), each in 0 .. num_rows - 1.
-        num_rows: rows of the plan.
+        num_rows: int64 (N,), rows of the plan that each position belongs to.
         key: uint64 (N,), one value per epoch.
 
     Returns:
         int64 (N,); over one epoch every row once.
     """
     position = position.astype(np.uint64)
-    num_full, short = (np.uint64(n) for n in divmod(num_rows, block_rows))
     rows = np.uint64(block_rows)
+    num_full, short = np.divmod(num_rows.astype(np.uint64), rows)
     # The short last block takes a random place among the full ones, which are permuted.
     short_place = mix(key) % (num_full + np.uint64(1))
     short_start = short_place * rows
@@ -78,7 +78,7 @@ def epoch_row(
     shifted = np.where(position >= short_start + short, position - short, position)
     slot, offset = shifted // rows, shifted % rows
     full_slot = np.where(is_short, np.uint64(0), slot)
-    full_size = np.full_like(position, max(1, int(num_full)))
+    full_size = np.maximum(num_full, np.uint64(1))
     block = np.where(is_short, num_full, permute(full_slot, full_size, mix(key ^ np.uint64(1))))
     offset = np.where(is_short, position - short_start, offset)
     block_size = np.where(is_short, short, rows)

@@ -88,7 +88,10 @@ class TokenStream:
             for source in sources
         ]
         self.mixture = Mixture([self._row_share(source) for source in self._sources])
-        self._keys = [hash_key("order", seed, name) for name in self.source_names]
+        self._num_rows = np.array([source.plan.num_rows for source in self._sources])
+        self._keys = np.array(
+            [hash_key("order", seed, name) for name in self.source_names], dtype=np.uint64
+        )
 
     @classmethod
     def from_config(cls, config: Any, ledger: Ledger | None = None) -> Self:
@@ -191,32 +194,26 @@ class TokenStream:
         """The global rows of a step, in constant time for any step."""
         size = self.global_batch_size
         source_ids, numbers = self.mixture.rows(step * size, size)
-        plan_rows, epochs, num_images = (np.empty(size, dtype=np.int64) for _ in range(3))
+        num_rows = self._num_rows[source_ids]
+        epochs, positions = np.divmod(numbers, num_rows)
+        keys = mix(self._keys[source_ids] ^ mix(epochs.astype(np.uint64)))
+        plan_rows = epoch_row(positions, num_rows, keys)
+        num_images = np.empty(size, dtype=np.int64)
         for source_id, source in enumerate(self._sources):
-            mine = np.flatnonzero(source_ids == source_id)
-            epoch, position = np.divmod(numbers[mine], source.plan.num_rows)
-            keys = mix(np.uint64(self._keys[source_id]) ^ mix(epoch.astype(np.uint64)))
-            plan_rows[mine] = epoch_row(position, source.plan.num_rows, keys)
-            epochs[mine] = epoch
+            mine = source_ids == source_id
             num_images[mine] = source.plan.row_images[plan_rows[mine]]
         return _Rows(source_ids, plan_rows, epochs, num_images)
 
     def row_infos(self, step: int, *, world_size: int, micro_batch_size: int) -> list[RowInfo]:
-        """Every row of a step over all ranks and micro-steps, pictures left unread."""
-        grad_accum_steps = self.grad_accum_steps(world_size, micro_batch_size)
-        return [
+        """Every row of a step over all ranks and micro-steps, in global order."""
+        split = {"world_size": world_size, "micro_batch_size": micro_batch_size}
+        infos = [
             info
-            for micro_step in range(grad_accum_steps)
+            for micro_step in range(self.grad_accum_steps(**split))
             for rank in range(world_size)
-            for info in self.compose(
-                step,
-                micro_step,
-                rank=rank,
-                world_size=world_size,
-                micro_batch_size=micro_batch_size,
-                has_pixels=False,
-            ).rows
+            for info in self.compose(step, micro_step, rank=rank, **split).rows
         ]
+        return sorted(infos, key=lambda info: info.row)
 
     def grad_accum_steps(self, world_size: int, micro_batch_size: int) -> int:
         """Micro-steps of a step. UserError unless the sizes divide the global batch."""
@@ -271,13 +268,8 @@ class TokenStream:
         rank: int,
         world_size: int,
         micro_batch_size: int,
-        has_pixels: bool = True,
     ) -> Batch:
-        """`batch` without the ledger: safe to call from any thread, ahead of time.
-
-        Args:
-            has_pixels: False leaves pictures undecoded and `pixels` the dummy.
-        """
+        """`batch` without the ledger: safe to call from any thread, ahead of time."""
         self.grad_accum_steps(world_size, micro_batch_size)
         rows = self.rows(step)
         cells = deal(rows.num_images, rows.source_ids, micro_batch_size)
@@ -289,7 +281,6 @@ class TokenStream:
             seq_len=self.seq_len,
             image_size=self.image_size,
             resize=self.resize,
-            has_pixels=has_pixels,
         )
         infos = []
         for b, row in enumerate(mine.tolist()):
