@@ -25,9 +25,16 @@ def load_export(
         raise UserError(f"{path}: no model here; write one with `mllm export RUN --out {path}`")
     try:
         config = MllmConfig.from_pretrained(path, local_files_only=True)
-        model = MllmForConditionalGeneration.from_pretrained(
-            path, config=config, dtype=dtype, local_files_only=True, use_safetensors=True
+        model, found = MllmForConditionalGeneration.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
+        if missing := sorted(found["missing_keys"]):
+            raise ValueError(f"{len(missing)} tensors missing, among them {missing[0]}")
         processor = load_processor(path)
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

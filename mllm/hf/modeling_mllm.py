@@ -40,20 +40,8 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = MultimodalModel(config.to_model_config())
         self.post_init()
-
-    def _init_weights(self, module: torch.nn.Module) -> None:
-        """Fills a new model as the trainer does. Weights come all together or not at all."""
-        if not isinstance(module, MultimodalModel):
-            return
-        loaded = {
-            name: getattr(weight, "_is_hf_initialized", False)
-            for name, weight in module.named_parameters()
-        }
-        if not any(loaded.values()):
-            initialise(module)
-        elif not all(loaded.values()):
-            missing = [name for name, is_loaded in loaded.items() if not is_loaded]
-            raise ValueError(f"the weights lack {len(missing)} tensors, among them {missing[0]}")
+        if not next(self.parameters()).is_meta:  # on meta, weights from a file follow
+            initialise(self.model)
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.model.decoder.embed_tokens
@@ -136,10 +124,11 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, image_slot_mask: torch.Tensor | None = None, **settings: Any
+        self, input_ids: torch.Tensor, image_slot_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        # The mask does not grow with the text; `forward` finds the slots by their id.
-        return super().prepare_inputs_for_generation(input_ids, **settings)
+        # The mask does not grow with the text; `forward` finds the slots by their id. `generate`
+        # checks its arguments against `forward` only if it sees a `**kwargs` of this very name.
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     def _embed(
         self,

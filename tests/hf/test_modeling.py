@@ -1,9 +1,13 @@
 """The exported class computes what the trainer's modules compute, in every way of calling it."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import StaticCache
 
+from mllm.errors import UserError
 from mllm.hf.configuration_mllm import MllmConfig
 from mllm.hf.load import load_export
 from mllm.hf.modeling_mllm import MllmForConditionalGeneration
@@ -56,7 +60,6 @@ def test_a_picture_changes_the_logits_after_it(tiny):
 def test_one_token_at_a_time_from_the_cache_equals_a_whole_forward(tiny):
     whole = engine_logits(tiny, ROWS[2])
     ids = tiny.processor.from_segments([ROWS[2]])["input_ids"]
-    start = 14  # behind both pictures' slots: 1 + 6 + "a red" + 6
     inputs = tiny.processor.from_segments([ROWS[2]])
     start = int(inputs["image_slot_mask"][0].nonzero().max()) + 2
     with torch.no_grad():
@@ -151,12 +154,15 @@ def test_save_and_load_again_give_the_same_logits_and_stay_tied(tiny, tmp_path):
         assert torch.equal(model(**inputs).logits, tiny.model(**inputs).logits)
 
 
-def test_weights_that_lack_a_tensor_are_refused(tiny, tmp_path):
-    state = tiny.model.state_dict()
-    del state["model.decoder.layer_norm.weight"]
-    tiny.model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(ValueError, match=r"lack 1 tensors, .*decoder.layer_norm.weight"):
-        MllmForConditionalGeneration.from_pretrained(tmp_path)
+def test_an_export_that_lacks_a_tensor_is_refused(tiny, tmp_path):
+    shutil.copytree(tiny.export, tmp_path / "export")
+    weights = load_file(tmp_path / "export" / "model.safetensors")
+    del weights["model.decoder.layer_norm.weight"]
+    save_file(weights, tmp_path / "export" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 tensors missing, .*decoder.layer_norm.weight"):
+        load_export(tmp_path / "export")
+    with pytest.raises(UserError, match="no model here; write one with `mllm export"):
+        load_export(tmp_path)
 
 
 def test_a_new_model_is_initialised_as_the_trainer_does(tiny):
@@ -164,7 +170,7 @@ def test_a_new_model_is_initialised_as_the_trainer_does(tiny):
     model = MllmForConditionalGeneration(tiny.model.config)
     # sqrt(ln 2M) on fc1, none on q_proj: Magneto's gain is there.
     layer = model.model.decoder.layers[0]
-    gain = layer.ffn.fc1.weight.std() / (2 / (32 + 64)) ** 0.5
+    gain = layer.ffn.fc1.weight.std().item() / (2 / (32 + 64)) ** 0.5
     assert gain == pytest.approx(1.386**0.5, rel=0.1)
     assert model.model.head.weight is model.model.decoder.embed_tokens.weight
 
