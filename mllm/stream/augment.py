@@ -33,7 +33,7 @@ def augment(pixels: torch.Tensor, seeds: list[int]) -> torch.Tensor:
 
 
 def _move(pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Flip, turn, scale, stretch and shift in one bilinear resampling; zeros come in from outside."""
+    """Flip, turn, scale, stretch and shift in one bilinear resampling; zeros come in."""
     low, high = np.log(SCALE)
     zoom = torch.exp(low + (high - low) * draws[:, 0])
     stretch = torch.exp((draws[:, 1] - 0.5) * ASPECT)

@@ -32,7 +32,7 @@ class PairBatch:
     pixels: torch.Tensor  # uint8 (B, 3, S, S)
     token_ids: torch.Tensor  # int64 (B, T); <s> caption </s>, right-padded
     lengths: torch.Tensor  # int64 (B,); positions that are not padding
-    caption_ids: torch.Tensor  # int64 (B,); equal for pairs that show the same thing
+    caption_ids: torch.Tensor  # int64 (B,); equal for pairs of one meta `concept`, or one text
     source_ids: torch.Tensor  # int64 (B,)
     image_seeds: list[int]  # one per picture, from (seed, sample key, epoch)
     rows: list[RowInfo]
@@ -48,11 +48,7 @@ class PairBatch:
 
 
 class PairStream:
-    """Pairs of a mixture of corpora, shuffled anew each epoch.
-
-    Pairs are dealt in runs of two that name the same thing where the corpus has them (two artists'
-    pictures of one concept, `meta["concept"]`): seen side by side they are each other's positives.
-    """
+    """Pairs of a mixture of corpora, shuffled anew each epoch. Weights are shares of rows."""
 
     def __init__(self, config: Config):
         self.tokenizer = Tokenizer(config.tokenizer)
@@ -92,9 +88,7 @@ class PairStream:
         }
         return {
             "fingerprint": fingerprint(identity),
-            "segments": [
-                {"first_step": 0, "mixture": fingerprint(sources), "seed": self.seed}
-            ],
+            "segments": [{"first_step": 0, "mixture": fingerprint(sources), "seed": self.seed}],
         }
 
     def grad_accum_steps(self, world_size: int, micro_batch_size: int) -> int:

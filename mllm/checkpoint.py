@@ -1,0 +1,216 @@
+"""Checkpoints are whole or not there: temporary folder, fsync, manifest, rename, `latest`.
+
+checkpoints/step-00000100/
+  model.safetensors   float32 weights of the whole model, for init_from, export and evaluation
+  model_config.json   the sizes
+  state.json          step and counters of the loop
+  deepspeed/          optimizer states, one file a rank (pickles: trusted like code)
+  manifest.json       size and SHA-256 of every file above
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mllm import dist
+from mllm.engine import Engine
+from mllm.errors import UserError
+from mllm.files import fsync_dir, sha256_file, write_aside, write_json
+
+DEEPSPEED_TAG = "deepspeed"
+TIED = "head.weight"  # the same tensor as decoder.embed_tokens.weight
+
+
+@dataclass
+class TrainState:
+    """The loop's counters. The stream needs only `step`: a batch is a function of it."""
+
+    step: int = 0  # steps done
+    applied_steps: int = 0  # those that moved the weights; the schedule counts these
+    skipped_in_a_row: int = 0
+    world_size: int = 1
+    zero_stage: int = 1
+
+
+def save(
+    run_dir: Path,
+    engine: Engine,
+    state: TrainState,
+    model_config: dict[str, Any],
+    keep: int,
+) -> bool:
+    """Writes a checkpoint. All ranks call it.
+
+    Returns:
+        False if the disk would not take it: the previous checkpoint stands and training goes on.
+    """
+    folder = run_dir / "checkpoints"
+    final = folder / f"step-{state.step:08d}"
+    aside = folder / f".tmp-{final.name}"
+    problem = None
+    if dist.rank() == 0:
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        except OSError as error:
+            problem = error
+    if dist.broadcast_object(problem is None):
+        try:
+            engine.save(aside, DEEPSPEED_TAG)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            problem = error
+    failed = dist.all_reduce_sum([float(problem is not None)])[0]
+    if not failed and dist.rank() == 0:
+        try:
+            _finish(aside, final, engine, state, model_config)
+            _prune(folder, keep)
+        except (OSError, RuntimeError) as error:
+            problem = error
+    failed = dist.all_reduce_sum([float(problem is not None)])[0]
+    if problem is not None:
+        print(
+            f"mllm: checkpoint of step {state.step} NOT written to {folder}: {problem}; "
+            "free disk space there; training goes on from the one before",
+            flush=True,
+        )
+    if failed and dist.rank() == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+    return not failed
+
+
+def _finish(
+    aside: Path, final: Path, engine: Engine, state: TrainState, model_config: dict[str, Any]
+) -> None:
+    weights = engine.full_state_dict(aside, DEEPSPEED_TAG)
+    weights = {name.removeprefix("model."): value for name, value in weights.items()}
+    weights = {name: value.float().contiguous() for name, value in weights.items() if name != TIED}
+    save_file(weights, aside / "model.safetensors")
+    write_json(aside / "model_config.json", model_config)
+    write_json(aside / "state.json", asdict(state))
+    files = sorted(path for path in aside.rglob("*") if path.is_file())
+    for path in files:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    manifest = {
+        str(path.relative_to(aside)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in files
+    }
+    write_json(aside / "manifest.json", manifest)
+    shutil.rmtree(final, ignore_errors=True)
+    os.rename(aside, final)
+    fsync_dir(final.parent)
+    with write_aside(final.parent / "latest") as file:
+        file.write(final.name + "\n")
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for old in checkpoints(folder)[: -max(1, keep)]:
+        shutil.rmtree(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoint folders, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def problem_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None if every file has its size and hash."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        return f"manifest.json: {error}"
+    for name, expected in manifest.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
+        if sha256_file(path) != expected["sha256"]:
+            return f"{name} has another SHA-256 than its manifest says"
+    return None
+
+
+def newest_valid(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run that verifies. Those that do not are named and passed over."""
+    for checkpoint in reversed(checkpoints(run_dir / "checkpoints")):
+        problem = problem_of(checkpoint)
+        if problem is None:
+            return checkpoint
+        print(f"mllm: passing over {checkpoint}: {problem}", flush=True)
+    return None
+
+
+def latest(path: str | Path) -> Path:
+    """The checkpoint meant by a run folder or a checkpoint folder.
+
+    Raises:
+        UserError: there is none, or the one named does not verify.
+    """
+    path = Path(path)
+    if (path / "manifest.json").is_file():
+        if problem := problem_of(path):
+            raise UserError(f"checkpoint {path}: {problem}; use another checkpoint of the run")
+        return path
+    found = newest_valid(path) if path.is_dir() else None
+    if found is None:
+        raise UserError(f"no checkpoint in {path}; train first, or name a run or checkpoint folder")
+    return found
+
+
+def resume(checkpoint: Path, engine: Engine) -> TrainState:
+    """Loads everything. All ranks call it, with the same world size and ZeRO stage as saved.
+
+    Raises:
+        UserError: another world size or ZeRO stage.
+    """
+    state = TrainState(**json.loads((checkpoint / "state.json").read_text()))
+    if state.world_size != dist.world_size():
+        raise UserError(
+            f"{checkpoint} was written by {state.world_size} ranks, this run has "
+            f"{dist.world_size()}; start it with {state.world_size}"
+        )
+    if state.zero_stage != engine.stage:
+        raise UserError(
+            f"{checkpoint} was written with zero.stage {state.zero_stage}, the config has "
+            f"{engine.stage}; resume with {state.zero_stage}"
+        )
+    engine.load(checkpoint, DEEPSPEED_TAG)
+    return state
+
+
+def init_from(module: nn.Module, source: str | Path) -> tuple[int, list[str]]:
+    """Copies weights of equal names from a run, checkpoint or export folder into `module`.
+
+    Returns:
+        How many tensors were copied, and the names of those in `module` that were not.
+
+    Raises:
+        UserError: nothing to copy, or a tensor of another shape.
+    """
+    source = Path(source)
+    is_export = (source / "config.json").is_file()
+    weights = load_file((source if is_export else latest(source)) / "model.safetensors")
+    # An export has the same names below `model.`.
+    weights = {name.removeprefix("model."): value for name, value in weights.items()}
+    own = module.state_dict()
+    shared = own.keys() & weights.keys()
+    for name in shared:
+        if own[name].shape != weights[name].shape:
+            raise UserError(
+                f"init_from {source}: {name} has shape {list(weights[name].shape)}, the model "
+                f"{list(own[name].shape)}; the two configs differ in a size"
+            )
+    if not shared:
+        raise UserError(f"init_from {source}: no tensor of it has a name in this model")
+    with torch.no_grad():
+        for name in shared:
+            own[name].copy_(weights[name])
+    missing = sorted(name for name in own.keys() - shared if name != TIED)
+    return len(shared), missing

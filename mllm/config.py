@@ -1,0 +1,210 @@
+"""One YAML file describes a run. Unknown keys are refused with the nearest name; the effective
+values are written beside the run. Dotted overrides: `train.num_steps=100`.
+"""
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from mllm.errors import UserError
+from mllm.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One corpus in the mixture."""
+
+    name: str  # shown in logs and metrics
+    path: str  # folder of tar shards with their index
+    weight: float = 1.0  # share of the mixture, in data.unit; any positive scale
+    join_documents: float = 0.0  # share of rows that are one context, documents divided by </s>
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError(f"weight {self.weight} of source {self.name!r} must be above 0")
+        if not 0 <= self.join_documents <= 1:
+            raise ValueError(f"join_documents {self.join_documents} of {self.name!r}: use 0 to 1")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    mixture: list[SourceConfig] = field(default_factory=list)
+    validation: list[SourceConfig] = field(default_factory=list)
+    unit: Literal["tokens", "rows"] = "tokens"  # what the weights are shares of
+    index_dir: str | None = None  # where indexes lie when the shards' folder is read-only
+    resize: Literal["crop", "squash"] = "squash"  # how a picture becomes square
+    augment: bool = False  # random shift, scale, turn and colour, drawn from (seed, sample, epoch)
+    num_workers: int = 1  # loader threads per rank; 0 loads in the training loop
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.mixture]
+        if len(set(names)) != len(names):
+            raise ValueError(f"data.mixture names a source twice: {names}")
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """The text tower and the batch of the vision stage."""
+
+    text_width: int = 256
+    text_layers: int = 2
+    text_heads: int = 4
+    text_len: int = 24  # positions; longer captions are cut
+    embed_dim: int = 256  # of the space where pictures and captions meet
+    initial_temperature: float = 0.07
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    num_steps: int = 1000
+    micro_batch_size: int = 4  # rows per rank and forward
+    global_batch_size: int = 8  # rows per step
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 where it is native
+    peak_lr: float = 2e-4
+    warmup_steps: int = 375
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # from peak_lr down to 0
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    adam_eps: float = 1e-6
+    weight_decay: float = 0.01  # on every trainable parameter, as in the paper's code
+    gradient_clip: float = 2.0  # global L2 norm; 0 switches it off
+    train_last_blocks: int = 1  # of the vision encoder; the number of its blocks: all of it
+    vision_lr_scale: float = 1.0  # peak_lr of the vision encoder, as a multiple
+    checkpoint_every: int = 100  # steps
+    keep_checkpoints: int = 2
+    validate_every: int = 100  # steps
+    validation_rows: int = 32  # per validation source
+    max_skipped_steps: int = 10  # in a row, then the run stops
+    max_bad_samples: float = 0.01  # share of a step's samples that may be masked, then it stops
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"train.micro_batch_size {self.micro_batch_size} does not divide "
+                f"train.global_batch_size {self.global_batch_size}"
+            )
+
+
+@dataclass(frozen=True)
+class ZeroConfig:
+    stage: Literal[0, 1, 2, 3] = 1  # picks deepspeed_configs/zero{stage}.json
+    config: str | None = None  # another DeepSpeed file; it must name the same stage
+
+
+@dataclass(frozen=True)
+class Config:
+    run_dir: str
+    tokenizer: str  # folder of tokenizer.model
+    stage: Literal["vision", "pretrain"] = "pretrain"
+    seed: int = 0
+    init_from: str | None = None  # run, checkpoint or export folder; weights only
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+# What a run folder may be continued with. Everything not named here is refused: it would make the
+# rest of the run another run.
+ALLOWED_ON_RESUME = {
+    "run_dir",
+    "init_from",  # read at step 0 only
+    "data.num_workers",
+    "train.micro_batch_size",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.validate_every",
+    "train.validation_rows",
+    "train.max_skipped_steps",
+    "train.max_bad_samples",
+    "train.tensorboard",
+}
+WARNED_ON_RESUME = {"train.num_steps": "the learning-rate schedule bends here"}
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Reads a YAML config and applies `section.key=value` overrides (values are YAML).
+
+    Raises:
+        UserError: no such file, bad YAML, an unknown key, a value of the wrong type or range.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no keys; start with run_dir, tokenizer, data, model, train")
+    for override in overrides or []:
+        _apply(values, override)
+    return parse_config(values, str(path))
+
+
+def parse_config(values: dict[str, Any], where: str) -> Config:
+    """Checks names, types and contradictions. `where` is the file named in errors."""
+    _check_keys(values, Config, "", where)
+    try:
+        return TypeAdapter(Config).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        problem = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: {key + ': ' if key else ''}{problem}") from None
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the keys whose values differ."""
+    changed = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            changed += changed_keys(a, b, f"{prefix}{key}.")
+        elif a != b:
+            changed.append(prefix + key)
+    return changed
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"override {override!r} is not of the form section.key=value")
+    *sections, key = name.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"override {override!r}: {section} is not a section")
+    try:
+        values[key] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: the value is not YAML") from None
+
+
+def _check_keys(values: Any, owner: type, prefix: str, where: str) -> None:
+    """Refuses unknown keys at any depth, naming the nearest known one."""
+    if not isinstance(values, dict):
+        return  # a wrong type: pydantic says so
+    hints = typing.get_type_hints(owner)
+    known = [f.name for f in dataclasses.fields(owner)]
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key {prefix}{key}; {hint}")
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind):
+            _check_keys(value, kind, f"{prefix}{key}.", where)  # type: ignore[arg-type]
+        elif typing.get_origin(kind) is list and isinstance(value, list):
+            item = typing.get_args(kind)[0]
+            for number, entry in enumerate(value):
+                _check_keys(entry, item, f"{prefix}{key}[{number}].", where)

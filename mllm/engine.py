@@ -1,0 +1,184 @@
+"""The only file that imports deepspeed: builds the engine, takes a step, saves and loads its state.
+
+DeepSpeed's own checkpoint files are pickles. They are read back only from a run folder whose
+manifest verifies, and are to be trusted like code.
+"""
+
+import json
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mllm import dist
+from mllm.config import Config
+from mllm.errors import UserError
+from mllm.optim import build_optimizer
+
+ZERO_CONFIG_DIR = Path(__file__).resolve().parent.parent / "deepspeed_configs"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def resolve_precision(precision: str) -> str:
+    """`auto` becomes bf16 where the hardware multiplies it natively, fp32 elsewhere.
+
+    A CPU without AVX-512-BF16 or AMX emulates bf16: a 2048^3 product was five times slower than
+    in fp32 on such a machine.
+    """
+    if torch.cuda.is_available():
+        return "bf16" if precision == "auto" else precision
+    if precision == "fp16":
+        raise UserError("train.precision fp16 needs an accelerator; use bf16, fp32 or auto")
+    if precision == "auto":
+        is_native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16" if is_native else "fp32"
+    return precision
+
+
+def zero_settings(config: Config) -> dict[str, Any]:
+    """The DeepSpeed file of `zero.stage`, or `zero.config`, checked to name the same stage."""
+    path = Path(config.zero.config or ZERO_CONFIG_DIR / f"zero{config.zero.stage}.json")
+    try:
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"zero.config {path}: {error}") from None
+    stage = settings.get("zero_optimization", {}).get("stage")
+    if stage != config.zero.stage:
+        raise UserError(f"zero.stage is {config.zero.stage} but {path} has stage {stage}")
+    return settings
+
+
+def deepspeed_config(config: Config, precision: str, world_size: int) -> dict[str, Any]:
+    """What DeepSpeed gets: the ZeRO file plus the batch, precision and clipping of our config.
+
+    Raises:
+        UserError: ranks x micro_batch_size does not divide the global batch; bf16 with stage 0.
+    """
+    train = config.train
+    rows = world_size * train.micro_batch_size
+    if train.global_batch_size % rows:
+        below = max(rows, train.global_batch_size // rows * rows)
+        raise UserError(
+            f"train.global_batch_size {train.global_batch_size} is no multiple of {world_size} "
+            f"ranks x train.micro_batch_size {train.micro_batch_size}; "
+            f"use {below} or {(train.global_batch_size // rows + 1) * rows}"
+        )
+    if precision == "bf16" and config.zero.stage == 0:
+        raise UserError(
+            "train.precision bf16 with zero.stage 0 has no fp32 gradient accumulation in "
+            "DeepSpeed; use zero.stage 1, or fp32"
+        )
+    settings = zero_settings(config)
+    settings.update(
+        train_batch_size=train.global_batch_size,
+        train_micro_batch_size_per_gpu=train.micro_batch_size,
+        gradient_accumulation_steps=train.global_batch_size // rows,
+        gradient_clipping=train.gradient_clip,
+        steps_per_print=10**9,  # metrics.jsonl has every step
+        zero_allow_untested_optimizer=True,
+    )
+    if precision != "fp32":
+        settings[precision] = {"enabled": True}
+        # By default micro-steps add up in bf16 and small gradients are lost.
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+@dataclass(frozen=True)
+class StepResult:
+    applied: bool  # False: non-finite gradients, the step was skipped
+    grad_norm: float  # before clipping
+
+
+class Engine:
+    """A module under DeepSpeed. Parameters are updated by `step` after A calls of `backward`."""
+
+    def __init__(self, module: nn.Module, config: Config, precision: str):
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        self.precision = precision
+        self.dtype = DTYPES[precision]
+        self.stage = config.zero.stage
+        self.settings = deepspeed_config(config, precision, dist.world_size())
+        self.grad_accum_steps: int = self.settings["gradient_accumulation_steps"]
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            optimizer=build_optimizer(module, config.train),
+            config=self.settings,
+        )
+        self.module = module
+        self._stage0_norm = math.nan
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._engine(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds gradients of this rank's share of the step's loss.
+
+        The gradient of the step is the SUM over ranks and micro-steps of what is given here:
+        DeepSpeed averages over both, which is undone by the factor.
+        """
+        self._engine.backward(loss * (dist.world_size() * self.grad_accum_steps))
+
+    def micro_step(self) -> None:
+        """Tells DeepSpeed that a micro-step is over; the last one of a step updates parameters."""
+        if self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
+            self._check_gradients()
+        self._engine.step()
+
+    def _check_gradients(self) -> None:
+        """Stage 0 neither reports a norm nor checks for NaN: without gradients, nothing moves."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        self._stage0_norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(self._stage0_norm):
+            for parameter in self.module.parameters():
+                parameter.grad = None
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate * group["lr_scale"]
+
+    def result(self) -> StepResult:
+        """How the step that just ended went."""
+        if self.stage == 0:
+            return StepResult(math.isfinite(self._stage0_norm), self._stage0_norm)
+        norm = float(self._engine.get_global_grad_norm())
+        return StepResult(bool(self._engine.was_step_applied()), norm)
+
+    def train(self, mode: bool = True) -> None:
+        self._engine.train(mode)
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Writes this rank's share of parameters and optimizer states. All ranks call it."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Reads what `save` wrote at the same world size and ZeRO stage."""
+        self._engine.load_checkpoint(str(folder), tag=tag)
+
+    def full_state_dict(self, saved: Path, tag: str) -> dict[str, torch.Tensor]:
+        """float32 weights of the whole module, from the files `save` just wrote. One rank suffices.
+
+        Under bf16 the true weights are the optimizer's fp32 copies, not the module's.
+        """
+        if self.precision == "fp32" and self.stage < 3:
+            return {name: value.detach() for name, value in self.module.state_dict().items()}
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        return get_fp32_state_dict_from_zero_checkpoint(str(saved), tag=tag)
+
+
+def init_distributed() -> None:
+    """Joins the process group that the environment describes."""
+    import deepspeed
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False
+    )

@@ -1,0 +1,94 @@
+"""`mllm train`: starts the ranks of one machine, passes signals on to them, and waits.
+
+The `deepspeed` runner does not pass signals on: its ranks would train on as orphans.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from mllm import dist
+from mllm.command import Parser
+from mllm.config import load_config
+from mllm.errors import UserError
+
+TRAIN = Path(__file__).resolve().parent / "train.py"
+GRACE_SECONDS = 30.0  # for the other ranks once one has failed
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(
+        prog="mllm train",
+        description=__doc__,
+        epilog="mllm train mllm/configs/demo_cpu.yaml --num-ranks 2\n"
+        "mllm train mllm/configs/demo_cpu.yaml train.num_steps=20 run_dir=runs/try",
+    )
+    parser.add_argument("config", help="a YAML file; see mllm/configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--num-ranks", type=int, default=1, help="processes on this machine")
+    args = parser.parse_intermixed_args(argv)
+    if args.num_ranks < 1:
+        raise UserError(f"--num-ranks {args.num_ranks}: use 1 or more")
+    load_config(args.config, args.overrides)  # a typo is told before any process starts
+    return run_ranks([args.config, *args.overrides], args.num_ranks)
+
+
+def run_ranks(arguments: list[str], num_ranks: int) -> int:
+    """Runs `mllm/train.py` as `num_ranks` processes; the exit code is the first that is not 0."""
+    port = dist.free_port()
+    ranks = []
+    for rank in range(num_ranks):
+        environment = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(num_ranks),
+            "LOCAL_WORLD_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        # A group of its own: Ctrl-C reaches the ranks through us, once.
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, str(TRAIN), *arguments], env=environment, start_new_session=True
+            )
+        )
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+    handled = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.signal(number, pass_on) for number in handled}
+    try:
+        return _wait(ranks)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(ranks: list[subprocess.Popen]) -> int:
+    deadline = None
+    while True:
+        codes = [process.poll() for process in ranks]
+        failed = [(i, code) for i, code in enumerate(codes) if code not in (None, 0, 75)]
+        if None not in codes:
+            if failed:
+                rank, code = failed[0]
+                print(f"mllm: rank {rank} ended with {code}", file=sys.stderr)
+                return code if code > 0 else 1
+            return max(codes)
+        if failed and deadline is None:
+            deadline = time.monotonic() + GRACE_SECONDS
+            for process in ranks:
+                if process.poll() is None:
+                    process.terminate()
+        if deadline is not None and time.monotonic() > deadline:
+            for process in ranks:
+                if process.poll() is None:
+                    process.kill()
+        time.sleep(0.1)

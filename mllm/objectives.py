@@ -1,0 +1,62 @@
+"""What a stage minimises: modules that take a batch and give a summed loss.
+
+DeepSpeed wraps the objective, so that everything with parameters runs inside one module call.
+"""
+
+import torch
+from torch import nn
+
+from mllm.images import normalise
+from mllm.model.attention import Documents
+from mllm.model.contrastive import ContrastiveModel
+from mllm.model.multimodal import MultimodalModel
+from mllm.stream.batch import Batch
+from mllm.stream.pairs import PairBatch
+
+
+class LanguageModelling(nn.Module):
+    """Next-token loss on the scored positions of packed rows (K1 2.3)."""
+
+    def __init__(self, model: MultimodalModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Returns:
+            The summed loss with gradient, and the loss of each scored position, row by row,
+            float32 nats without gradient.
+        """
+        dtype = self.model.decoder.embed_tokens.weight.dtype
+        hidden = self.model(
+            batch.token_ids,
+            batch.slot_mask,
+            normalise(batch.pixels).to(dtype),
+            batch.positions,
+            num_images=batch.num_images,
+            documents=Documents(batch.document_ids),
+        )
+        if batch.loss_mask.any():
+            return self.model.head(hidden[batch.loss_mask], batch.target_ids[batch.loss_mask])
+        # The head runs on every rank, on one position that does not count.
+        loss_sum, losses = self.model.head(hidden[0, :1], batch.target_ids[0, :1])
+        return loss_sum * 0, losses[:0]
+
+
+class Contrastive(nn.Module):
+    """CLIP's objective over the pairs of all ranks."""
+
+    def __init__(self, model: ContrastiveModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Returns:
+            The summed loss of this rank's pairs with gradient, and float32 (2, B): each pair's
+            loss, and 1 where a picture's best caption was a right one.
+        """
+        dtype = self.model.visual_projection.weight.dtype
+        return self.model(
+            normalise(batch.pixels).to(dtype), batch.token_ids, batch.lengths, batch.caption_ids
+        )

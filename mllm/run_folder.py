@@ -1,0 +1,131 @@
+"""A run's folder: effective config, what may change when it goes on, ledger, terminal line."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mllm import dist
+from mllm.config import ALLOWED_ON_RESUME, WARNED_ON_RESUME, Config, changed_keys, parse_config
+from mllm.errors import UserError
+from mllm.files import write_aside
+
+
+def continue_folder(run_dir: Path, config: Config, precision: str) -> Config:
+    """Writes the effective config, or checks that it may continue the one that stands there.
+
+    A run keeps the precision it began with, so `auto` means the same on another machine.
+
+    Raises:
+        UserError: a key changed that would make the rest another run.
+    """
+    path = run_dir / "config.yaml"
+    before = None
+    if path.exists():
+        before = parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+        if config.train.precision == "auto":
+            precision = before.train.precision
+    train = dataclasses.replace(config.train, precision=precision)
+    config = dataclasses.replace(config, train=train)
+    if before is not None:
+        for key in changed_keys(before.to_dict(), config.to_dict()):
+            if key in WARNED_ON_RESUME:
+                dist.say(f"mllm: {key} changed since {path}: {WARNED_ON_RESUME[key]}")
+            elif key not in ALLOWED_ON_RESUME:
+                raise UserError(
+                    f"{key} differs from {path}, which this run continues; "
+                    "take the change back or choose another run_dir"
+                )
+    if dist.rank() == 0:
+        try:
+            with write_aside(path) as file:
+                yaml.safe_dump(_plain(config.to_dict()), file, sort_keys=False)
+        except OSError as error:
+            raise UserError(f"run_dir {run_dir}: {error.strerror}; choose another one") from None
+    dist.barrier()
+    return config
+
+
+def _plain(value: Any) -> Any:
+    """Tuples become lists: YAML's safe form has no tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+class Ledger:
+    """`ledger.jsonl`: every masked sample and skipped step, with its reason. All ranks append."""
+
+    def __init__(self, run_dir: Path):
+        self._path = run_dir / "ledger.jsonl"
+        self.num_lines = 0
+
+    def write(self, entry: dict[str, Any]) -> None:
+        line = json.dumps({**entry, "rank": dist.rank()}, ensure_ascii=False) + "\n"
+        # One write of one line in append mode: lines of several ranks do not mix.
+        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, line.encode())
+        finally:
+            os.close(handle)
+        self.num_lines += 1
+
+
+class TerminalLine:
+    """One line a step in a terminal, one line now and then in a log file; with rate and ETA."""
+
+    SECONDS_BETWEEN_LINES = 15.0  # where stdout is no terminal
+
+    def __init__(self, num_steps: int, first_step: int):
+        self._num_steps, self._first_step = num_steps, first_step
+        self._began = time.monotonic()
+        self._shown = -1e9
+        self._is_terminal = sys.stdout.isatty()
+        self._is_open = False
+
+    def show(self, values: dict[str, Any]) -> None:
+        if dist.rank() != 0:
+            return
+        now, step = time.monotonic(), values["step"]
+        is_last = step == self._num_steps
+        if not self._is_terminal and now - self._shown < self.SECONDS_BETWEEN_LINES and not is_last:
+            return
+        self._shown = now
+        per_step = (now - self._began) / max(1, step - self._first_step)
+        left = int(per_step * (self._num_steps - step))
+        rate = next(
+            (
+                f"{values[name]:,.0f} {unit}/s"
+                for name, unit in (("tokens_per_second", "positions"), ("images_per_second", "img"))
+                if name in values
+            ),
+            "",
+        )
+        by_source = " ".join(f"{k} {v:.2f}" for k, v in values.get("loss_by_source", {}).items())
+        text = (
+            f"step {step}/{self._num_steps}  loss {values['loss']:.3f}  {by_source}  "
+            f"lr {values['lr']:.1e}  {rate}  {per_step:.2f} s/step  "
+            f"ETA {left // 60}:{left % 60:02d}"
+        )
+        if self._is_terminal:
+            print(f"\r\x1b[K{text}", end="", flush=True)
+            self._is_open = True
+        else:
+            print(text, flush=True)
+
+    def note(self, step: int, scores: dict[str, float]) -> None:
+        self.close()
+        text = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        dist.say(f"step {step}  validation  {text}")
+
+    def close(self) -> None:
+        if self._is_open:
+            print(flush=True)
+        self._is_open = False

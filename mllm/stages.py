@@ -1,0 +1,243 @@
+"""What differs between stages: objective, stream, what is counted and logged, how it validates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from corpora.reader import Corpus
+from mllm import dist
+from mllm.config import Config, SourceConfig
+from mllm.errors import UserError
+from mllm.images import normalise
+from mllm.model.contrastive import ContrastiveModel
+from mllm.model.init import build
+from mllm.objectives import Contrastive, LanguageModelling
+from mllm.stream.augment import augment
+from mllm.stream.batch import Batch
+from mllm.stream.pairs import PairBatch, PairStream
+from mllm.stream.stream import Source, TokenStream
+from tokenizer.tokenizer import Tokenizer
+
+# A stage validates with a function from the wrapped objective to named scores.
+Validate = Callable[[nn.Module], dict[str, float]]
+
+ZERO_SHOT_QUERIES = 500
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's parts, as the loop in train.py uses them."""
+
+    objective: nn.Module  # `objective.model` holds every parameter
+    stream: Any  # TokenStream or PairStream
+    model_config: dict[str, Any]  # written into checkpoints
+    num_totals: int  # length of what `totals` returns; the loop sums it over ranks
+    count: Callable[[Any], int]  # what the step's loss is divided by
+    totals: Callable[[Any, torch.Tensor], list[float]]
+    summary: Callable[[list[float]], dict[str, Any]]
+    prepare: Callable[[Any], Any]  # augmentation and the move to the device
+    validate: Validate | None
+
+
+def build_stage(config: Config) -> Stage:
+    """Checks the tokenizer against the model and builds the stage that `config.stage` names."""
+    tokenizer = Tokenizer(config.tokenizer)
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size is {config.model.vocab_size} but {config.tokenizer} has "
+            f"{tokenizer.vocab_size} pieces; set model.vocab_size to that"
+        )
+    return _vision(config) if config.stage == "vision" else _pretrain(config)
+
+
+def _prepare(config: Config) -> Callable[[Any], Any]:
+    def prepare(batch: Any) -> Any:
+        if config.data.augment and batch.image_seeds:
+            batch = replace(batch, pixels=augment(batch.pixels, batch.image_seeds))
+        return batch.to(dist.device())
+
+    return prepare
+
+
+# ------------------------------------------------------------------------------------- pretrain
+def _pretrain(config: Config) -> Stage:
+    stream = TokenStream.from_config(config)
+    model = build(config.model, config.seed)
+    model.vision.freeze(config.train.train_last_blocks)
+    names = stream.source_names
+
+    def totals(batch: Batch, losses: torch.Tensor) -> list[float]:
+        return [
+            *_by_source(batch, losses, len(names)),
+            float(batch.token_ids.numel()),
+            float((batch.document_ids >= 0).sum()),
+            float(batch.num_images),
+        ]
+
+    def summary(values: list[float]) -> dict[str, Any]:
+        losses, counts = values[: len(names)], values[len(names) : 2 * len(names)]
+        tokens, useful, images = values[2 * len(names) :]
+        return {
+            "loss": sum(losses) / max(1.0, sum(counts)),
+            "loss_by_source": {
+                name: loss / count
+                for name, loss, count in zip(names, losses, counts, strict=True)
+                if count
+            },
+            "tokens_by_source": dict(zip(names, map(int, counts), strict=True)),
+            "scored_tokens": int(sum(counts)),
+            "tokens": int(tokens),
+            "useful_tokens": int(useful),
+            "padding": round(1 - useful / tokens, 5),
+            "images": int(images),
+        }
+
+    return Stage(
+        objective=LanguageModelling(model),
+        stream=stream,
+        model_config=config.model.to_dict(),
+        num_totals=2 * len(names) + 3,
+        count=lambda batch: int(batch.loss_mask.sum()),
+        totals=totals,
+        summary=summary,
+        prepare=_prepare(config),
+        validate=_token_loss(config) if config.data.validation else None,
+    )
+
+
+def _by_source(batch: Batch, losses: torch.Tensor, num_sources: int) -> list[float]:
+    """Summed loss of each source, then its scored positions."""
+    sources = batch.source_ids[:, None].expand_as(batch.loss_mask)[batch.loss_mask]
+    sums = torch.zeros(num_sources, dtype=torch.float64, device=losses.device)
+    sums.index_add_(0, sources, losses.double())
+    return sums.tolist() + torch.bincount(sources, minlength=num_sources).tolist()
+
+
+def _token_loss(config: Config) -> Validate:
+    """Nats per scored token of each validation source, over the same rows every time."""
+
+    def stream_of(source: SourceConfig) -> TokenStream:
+        return TokenStream(
+            [Source(source.name, source.path, 1.0)],
+            Tokenizer(config.tokenizer),
+            seq_len=config.model.seq_len,
+            num_latents=config.model.num_latents,
+            global_batch_size=_validation_rows(config),
+            seed=0,
+            image_size=config.model.vision.image_size,
+            resize=config.data.resize,
+            index_dir=config.data.index_dir,
+        )
+
+    streams = {source.name: stream_of(source) for source in config.data.validation}
+
+    def validate(objective: nn.Module) -> dict[str, float]:
+        scores = {}
+        for name, stream in streams.items():
+            loss, count = 0.0, 0.0
+            micro = config.train.micro_batch_size
+            for micro_step in range(stream.grad_accum_steps(dist.world_size(), micro)):
+                batch = stream.batch(
+                    0,
+                    micro_step,
+                    rank=dist.rank(),
+                    world_size=dist.world_size(),
+                    micro_batch_size=micro,
+                )
+                _, losses = objective(batch.to(dist.device()))
+                loss += float(losses.sum())
+                count += len(losses)
+            loss, count = dist.all_reduce_sum([loss, count])
+            scores[name] = loss / max(1.0, count)
+        return scores
+
+    return validate
+
+
+def _validation_rows(config: Config) -> int:
+    """`train.validation_rows`, rounded up so that ranks and micro-batches divide it."""
+    at_once = dist.world_size() * config.train.micro_batch_size
+    return -(-config.train.validation_rows // at_once) * at_once
+
+
+# --------------------------------------------------------------------------------------- vision
+def _vision(config: Config) -> Stage:
+    stream = PairStream(config)
+    settings = config.contrastive
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = ContrastiveModel(
+            config.model.vision,
+            vocab_size=config.model.vocab_size,
+            text_width=settings.text_width,
+            text_layers=settings.text_layers,
+            text_heads=settings.text_heads,
+            text_len=settings.text_len,
+            embed_dim=settings.embed_dim,
+            initial_temperature=settings.initial_temperature,
+        )
+
+    def totals(batch: PairBatch, losses: torch.Tensor) -> list[float]:
+        loss, right = losses.sum(1).tolist()
+        return [loss, right, float(len(batch.rows))]
+
+    def summary(values: list[float]) -> dict[str, Any]:
+        loss, right, images = values
+        return {
+            "loss": loss / images,
+            "accuracy": right / images,
+            "temperature": float(torch.exp(-model.logit_scale.detach().float())),
+            "images": int(images),
+        }
+
+    return Stage(
+        objective=Contrastive(model),
+        stream=stream,
+        model_config={"vision": config.to_dict()["model"]["vision"]},
+        num_totals=3,
+        count=lambda batch: len(batch.rows),
+        totals=totals,
+        summary=summary,
+        prepare=_prepare(config),
+        validate=_zero_shot(config, stream) if config.data.validation else None,
+    )
+
+
+def _zero_shot(config: Config, stream: PairStream) -> Validate:
+    """Share of held-out pictures that lie nearest to their own caption among their candidates.
+
+    Each sample's meta names its `answer` and `distractors`. Every rank computes all of it: ZeRO-3
+    needs all ranks in every module call.
+    """
+    queries = []
+    for source in config.data.validation:
+        corpus = Corpus(
+            source.path, config.data.index_dir and f"{config.data.index_dir}/{source.name}"
+        )
+        for i in np.linspace(0, len(corpus) - 1, min(len(corpus), ZERO_SHOT_QUERIES)).astype(int):
+            document = corpus.document(int(i))
+            candidates = [document.meta["answer"], *document.meta["distractors"]]
+            queries.append((stream.decode(document.segments[0].data), candidates))
+    num_candidates = len(queries[0][1])
+    texts = [f"An image of {name}." for _, candidates in queries for name in candidates]
+
+    def validate(objective: nn.Module) -> dict[str, float]:
+        model = objective.module.model
+        dtype = model.visual_projection.weight.dtype
+        num_right = 0
+        for start in range(0, len(queries), 100):
+            pictures = np.stack([pixels for pixels, _ in queries[start : start + 100]])
+            pixels = normalise(torch.from_numpy(pictures).to(dist.device())).to(dtype)
+            images = model.embed_images(pixels)  # (B, E)
+            part = texts[start * num_candidates : (start + 100) * num_candidates]
+            token_ids, lengths = (x.to(dist.device()) for x in stream.encode(part))
+            names = model.embed_texts(token_ids, lengths).unflatten(0, (-1, num_candidates))
+            scores = torch.einsum("be,bce->bc", images.float(), names.float())
+            num_right += int((scores.argmax(1) == 0).sum())
+        return {"zero_shot_5way": num_right / len(queries)}
+
+    return validate
