@@ -39,8 +39,11 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Time spent inside training steps."""
-        return sum(line.get("step_seconds", 0.0) for line in self.steps)
+        """Time spent in training steps and in waiting for their data."""
+        return sum(
+            line.get("step_seconds", 0.0) + line.get("data_wait_seconds", 0.0)
+            for line in self.steps
+        )
 
     @property
     def tokens_by_source(self) -> dict[str, int]:

@@ -65,7 +65,7 @@ def read_galleries(eval_dir: Path, cells: list[Cell]) -> tuple[list[Gallery], li
             missing.append(str(path))
         for row in rows:
             corpus = row.get("corpus")
-            if corpus is None:  # a task without pictures
+            if row.get("n_images") == 0:
                 continue
             if not isinstance(corpus, str) or "id" not in row:
                 raise UserError(f"{path}: a row lacks `id` or `corpus`; run `mllm eval` again")
@@ -121,17 +121,11 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def is_right(suite: str, row: Row, picture: Picture | None) -> bool | None:
-    """Whether the answer is right; a caption is when it holds the picture's name.
-
-    None where that cannot be known (a caption without its picture's name).
-    """
+def is_right(suite: str, row: Row) -> bool:
+    """Whether the answer is right; a caption is when it holds the picture's name (its gold)."""
     if suite != "caption":
-        return float(row["score"]) >= 0.5
-    name = picture.meta.get("name") if picture else None
-    if not isinstance(name, str):
-        return None
-    return f" {plain(name)} " in f" {plain(said(row))} "
+        return bool(row["score"] >= 0.5)
+    return f" {plain(str(row['gold']))} " in f" {plain(said(row))} "
 
 
 def said(row: Row) -> str:
@@ -139,16 +133,11 @@ def said(row: Row) -> str:
     return " ".join(str(row.get("raw", "") if answer is None else answer).split())
 
 
-def counts(gallery: Gallery, suite: str, keys: list[str], pictures: dict[str, Picture]) -> str:
+def counts(gallery: Gallery, suite: str, keys: list[str]) -> str:
     """`9 right, 3 wrong` over the drawn pictures that this suite asked about."""
-    answers = [
-        is_right(suite, gallery.rows[suite][key], pictures.get(key))
-        for key in keys
-        if key in gallery.rows[suite]
-    ]
-    text = f"{answers.count(True)} right, {answers.count(False)} wrong"
-    unknown = answers.count(None)
-    return text + (f", {unknown} not judged" if unknown else "")
+    rows = gallery.rows[suite]
+    answers = [is_right(suite, rows[key]) for key in keys if key in rows]
+    return f"{answers.count(True)} right, {answers.count(False)} wrong"
 
 
 def gallery_section(
@@ -156,23 +145,20 @@ def gallery_section(
 ) -> Markup:
     """One evaluation corpus: the draw with its counts, then the next failures in the same order."""
     keys = in_drawn_order(set().union(*gallery.rows.values()), seed)
-    pictures, problem = {}, "no --corpus given, so answers stand without their pictures."
+    drawn, later = keys[:num_pictures], keys[num_pictures:]
+    main = "naming" if "naming" in gallery.rows else next(iter(gallery.rows))
+    rows = gallery.rows[main]
+    failures = [key for key in later if key in rows and not is_right(main, rows[key])]
+    failures = failures[:NUM_FAILURES]
+    pictures: dict[str, Picture] = {}
+    problem = "no --corpus given, so answers stand without their pictures."
     if corpora_dir is not None:
         corpus_dir = corpora_dir / "eval" / gallery.corpus
         problem = f"{corpus_dir} is missing, so answers stand without their pictures."
         if corpus_dir.is_dir():
-            # The failures are found by reading on, so a few more pictures than the draw are read.
-            pictures, problem = read_pictures(corpus_dir, keys[: 8 * num_pictures]), ""
-    drawn, later = keys[:num_pictures], keys[num_pictures : 8 * num_pictures]
-    main = next((suite for suite in ("naming", *gallery.rows) if suite in gallery.rows), "")
-    failures = [
-        key
-        for key in later
-        if key in gallery.rows[main]
-        and is_right(main, gallery.rows[main][key], pictures.get(key)) is False
-    ][:NUM_FAILURES]
+            pictures, problem = read_pictures(corpus_dir, drawn + failures), ""
     tallies = "; ".join(
-        f"{SUITES.get(suite, (suite,))[0].lower()}: {counts(gallery, suite, drawn, pictures)}"
+        f"{SUITES.get(suite, (suite,))[0].lower()}: {counts(gallery, suite, drawn)}"
         for suite in gallery.rows
     )
     return join(
@@ -208,21 +194,18 @@ def card(gallery: Gallery, key: str, picture: Picture | None) -> Markup:
     else:
         image = h("div", (picture and picture.problem) or "no picture", class_="no-picture")
     said_of_it = [
-        answer(suite, gallery.cells[suite], rows[key], picture)
+        answer(suite, gallery.cells[suite], rows[key])
         for suite, rows in gallery.rows.items()
         if key in rows
     ]
     return h("article", h("div", image, class_="shown"), h("div", said_of_it), class_="card")
 
 
-def answer(suite: str, cell: Cell, row: Row, picture: Picture | None) -> Markup:
+def answer(suite: str, cell: Cell, row: Row) -> Markup:
     """What one suite got for this picture: a caption, ranked names, or a question's answer."""
-    right = is_right(suite, row, picture)
-    mark = {
-        True: h("span", "right", class_="badge above"),
-        False: h("span", "wrong", class_="badge below"),
-        None: None,
-    }[right]
+    right = is_right(suite, row)
+    word, kind = ("right", "above") if right else ("wrong", "below")
+    mark = h("span", word, class_=f"badge {kind}")
     settings = cell.get("settings") or {}
     if row.get("candidates"):
         bars = [
@@ -235,7 +218,7 @@ def answer(suite: str, cell: Cell, row: Row, picture: Picture | None) -> Markup:
         text = said(row)
         if text.startswith(prompt):
             text = text[len(prompt) :].strip()
-        references = row.get("references") or [row.get("gold")]
+        references = row.get("references") or [row["gold"]]
         return h(
             "div",
             h(
@@ -245,14 +228,14 @@ def answer(suite: str, cell: Cell, row: Row, picture: Picture | None) -> Markup:
                 " ",
                 mark,
             ),
-            h("p", f"Reference: {references[0]}", class_="note") if references[0] else None,
+            h("p", f"Reference: {references[0]}", class_="note"),
         )
-    question = (picture.meta.get("question") if picture else None) or row.get("question")
+    question = row.get("question")
     return h(
         "div",
         h("p", str(question), class_="prompt") if question else None,
         h("p", h("q", said(row) or "(nothing)"), " ", mark),
-        h("p", f"Right answer: {row.get('gold')}", class_="note") if right is False else None,
+        h("p", f"Right answer: {row.get('gold')}", class_="note") if not right else None,
     )
 
 

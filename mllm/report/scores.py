@@ -44,7 +44,7 @@ class Verdict:
 
 
 def is_lower_better(cell: Cell) -> bool:
-    return "nat" in str(cell.get("unit", "")).lower() or "loss" in str(cell.get("metric", ""))
+    return cell.get("is_higher_better", True) is False
 
 
 def title(cell: Cell) -> str:
@@ -67,46 +67,54 @@ def strongest_rival(cell: Cell) -> tuple[str, float] | None:
     return name, value
 
 
-def verdict(cell: Cell) -> Verdict:
-    """In words: against the strongest rival, and whether the picture mattered.
+RELATIONS = {"better than": "above", "level with": "level", "worse than": "below"}
 
-    `above` and `below` need two standard errors; anything closer is `level`.
+
+def relation(cell: Cell, name: str, value: float) -> str:
+    """`better than`, `level with` or `worse than` a rival; two standard errors make a difference.
+
+    The evaluation's own verdict, paired by query, stands where it made one.
     """
-    score, error = cell["score"], cell.get("se") or 0.0
+    for made in cell.get("verdicts", []):
+        if made["baseline"] == name and made["relation"] in RELATIONS:
+            return str(made["relation"])
+    margin = (cell["score"] - value) * (-1 if is_lower_better(cell) else 1)
+    if abs(margin) <= 2 * (cell.get("se") or 0.0):
+        return "level with"
+    return "better than" if margin > 0 else "worse than"
+
+
+def verdict(cell: Cell) -> Verdict:
+    """In words: against the strongest rival, and whether the picture mattered."""
+    score = cell["score"]
     if score is None:
         return Verdict("none", "not computed")
     sign = -1 if is_lower_better(cell) else 1
-    words, parts = "none", []
+    word, parts = "none", []
     rival = strongest_rival(cell)
     if rival is not None:
         name, value = rival
-        margin = sign * (score - value)
-        words = "above" if margin > 2 * error else "below" if margin < -2 * error else "level"
-        relation = {
-            "above": "better than",
-            "below": "worse than",
-            "level": "not clearly different from",
-        }[words]
-        parts.append(f"{relation} {name} ({number(value, decimals(cell))})")
-    blind = cell.get("blind")
-    if blind:
+        against = relation(cell, name, value)
+        word = RELATIONS[against]
+        parts.append(f"{against} {name} ({number(value, decimals(cell))})")
+    blind = cell.get("blind") or {}
+    if blind.get("score") is not None:
         drop = sign * (score - blind["score"])
-        spread = math.hypot(error, blind.get("se") or 0.0)
-        if drop > 2 * spread:
+        if drop > 2 * math.hypot(cell.get("se") or 0.0, blind.get("se") or 0.0):
             parts.append(f"{number(blind['score'], decimals(cell))} when shown the wrong picture")
         else:
-            words = "below"
+            word = "below"
             parts.append("no better than when shown the wrong picture")
         if blind_is_off_chance(cell):
-            parts.append("the blind control is not at chance: the prompt gives something away")
+            parts.append("the blind control is above chance: the prompt gives something away")
     text = "; ".join(parts)
-    return Verdict(words, (text[:1].upper() + text[1:]) if text else "nothing to compare with")
+    return Verdict(word, (text[:1].upper() + text[1:]) if text else "nothing to compare with")
 
 
 def blind_is_off_chance(cell: Cell) -> bool:
     """More than three standard errors above chance without seeing the right picture."""
     blind, chance = cell.get("blind"), cell.get("chance")
-    if not blind or chance is None or not blind.get("se"):
+    if not blind or cell.get("unit") != "%" or chance is None or not blind.get("se"):
         return False
     return bool(blind["score"] - chance > 3 * blind["se"])
 
@@ -138,7 +146,7 @@ def headline(cells: list[Cell]) -> Markup | None:
     blind = cell.get("blind")
     figures = [("right name out of five", cell["score"], "main")]
     figures += [(name, value, "") for name, value in cell.get("baselines", {}).items()]
-    if blind:
+    if blind and blind["score"] is not None:
         figures.append(("shown the wrong picture", blind["score"], ""))
     if cell.get("chance") is not None:
         figures.append(("chance", cell["chance"], ""))
@@ -184,7 +192,7 @@ def strip(cell: Cell) -> Markup | None:
     low, high = max(cell["score"] - 2 * error, 0.0), min(cell["score"] + 2 * error, 100.0)
     ticks = [("chance", cell.get("chance")), ("majority", cell.get("majority"))]
     ticks += [("rival", value) for value in cell.get("baselines", {}).values()]
-    ticks += [("blind", cell["blind"]["score"])] if cell.get("blind") else []
+    ticks += [("blind", (cell.get("blind") or {}).get("score"))]
     marks = [
         h("i", class_=kind, style=f"left:{min(max(value, 0), 100):.1f}%")
         for kind, value in ticks

@@ -21,8 +21,7 @@ def progress(run: Run) -> str:
     """`500 steps`, or how far a run that is not finished has come."""
     if run.last_step is None:
         return "no step yet"
-    # Steps are numbered from 0: step 499 is the 500th.
-    done, planned = run.last_step + 1, run.setting("train.num_steps")
+    done, planned = run.last_step, run.setting("train.num_steps")
     if isinstance(planned, int) and done < planned:
         return f"{done:,} of {planned:,} steps so far"
     return f"{done:,} steps"
@@ -237,17 +236,15 @@ def loss_of(run: Run, source: str, label: str, color: int) -> Series:
     return series(label, points, color)
 
 
+def wait_share(line: dict[str, Any]) -> float | None:
+    """% of the time from one step to the next that was waiting for data."""
+    step, wait = line.get("step_seconds"), line.get("data_wait_seconds")
+    return 100 * wait / (step + wait) if step and wait is not None else None
+
+
 def engine_charts(runs: list[Run]) -> list[Markup | None]:
     waits = [
-        series(
-            run.label,
-            (
-                (line["step"], 100 * line["data_wait_seconds"] / line["step_seconds"])
-                for line in run.steps
-                if line.get("step_seconds") and line.get("data_wait_seconds") is not None
-            ),
-            color,
-        )
+        series(run.label, ((line["step"], wait_share(line)) for line in run.steps), color)
         for color, run in enumerate(runs)
     ]
     return [
