@@ -10,7 +10,7 @@ EXAMPLES = """
 examples:
   mllm stream show mllm/configs/demo_cpu.yaml --steps 0:2
   mllm stream show mllm/configs/demo_cpu.yaml --steps 10000000:10000001 --world-size 2
-  mllm stream show mllm/configs/demo_cpu.yaml --describe
+  mllm stream show mllm/configs/demo_cpu.yaml --describe train.global_batch_size=16
 """
 
 
@@ -18,24 +18,30 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="mllm stream", description=__doc__, epilog=EXAMPLES)
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
     show = verbs.add_parser(
-        "show", description="Prints one JSON object per row, in global order.", epilog=EXAMPLES
+        "show",
+        usage="mllm stream show CONFIG (--steps A:B | --describe) [--world-size W] "
+        "[section.key=value ...]",
+        description="Prints one JSON object per row, in global order.",
+        epilog=EXAMPLES,
     )
     show.add_argument("config", metavar="CONFIG", help="a training config")
-    show.add_argument("overrides", nargs="*", metavar="section.key=value")
     what = show.add_mutually_exclusive_group(required=True)
     what.add_argument("--steps", metavar="A:B", help="steps A up to, not including, B")
     what.add_argument(
         "--describe", action="store_true", help="one object: rows, padding, cuts, shares by source"
     )
     show.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks (default 1)")
-    show.add_argument("--json", action="store_true", help="no effect: the output is JSON already")
-    arguments = parser.parse_args(argv)
+    # Overrides may stand anywhere, which argparse cannot say of positionals in a subcommand.
+    arguments, overrides = parser.parse_known_args(argv)
+    for override in overrides:
+        if override.startswith("-") or "=" not in override:
+            show.error(f"unrecognized argument {override}")
 
     with stdout_is_json():
         from mllm.config import load_config
         from mllm.stream.stream import TokenStream
 
-        config = load_config(arguments.config, arguments.overrides)
+        config = load_config(arguments.config, overrides)
         steps = parse_steps(arguments.steps) if arguments.steps else range(0)
         if arguments.world_size < 1:
             raise UserError(f"--world-size {arguments.world_size}: give 1 or more")

@@ -78,10 +78,10 @@ class Loader:
         return step, batches
 
     def close(self) -> None:
-        """Stops the workers after the step each is at; what they prefetched is dropped."""
+        """Ends the workers, each after the step it is at; what they prefetched is dropped."""
         self._waiting.clear()
         if self._workers is not None:
-            self._workers.shutdown(wait=False, cancel_futures=True)
+            self._workers.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self

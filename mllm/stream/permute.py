@@ -56,13 +56,16 @@ def permute(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
 
 
 def epoch_row(
-    position: np.ndarray, num_rows: np.ndarray, key: np.ndarray, block_rows: int = BLOCK_ROWS
+    position: np.ndarray,
+    num_rows: np.ndarray | int,
+    key: np.ndarray,
+    block_rows: int = BLOCK_ROWS,
 ) -> np.ndarray:
     """The row of the plan at each position of an epoch: blocks are permuted, then rows in them.
 
     Args:
         position: int64 (N,), each in 0 .. num_rows - 1.
-        num_rows: int64 (N,), rows of the plan that each position belongs to.
+        num_rows: rows of the plan that each position belongs to: one number, or int64 (N,).
         key: uint64 (N,), one value per epoch.
 
     Returns:
@@ -70,7 +73,8 @@ def epoch_row(
     """
     position = position.astype(np.uint64)
     rows = np.uint64(block_rows)
-    num_full, short = np.divmod(num_rows.astype(np.uint64), rows)
+    sizes = np.broadcast_to(np.asarray(num_rows, dtype=np.uint64), position.shape)
+    num_full, short = np.divmod(sizes, rows)
     # The short last block takes a random place among the full ones, which are permuted.
     short_place = mix(key) % (num_full + np.uint64(1))
     short_start = short_place * rows
