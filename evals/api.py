@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from corpora.document import ImageSegment, Segment, TextSegment
 
 Separator = Literal["eos", "newline", "none"]
+Resize = Literal["crop", "squash"]
 SEPARATORS: tuple[Separator, ...] = ("eos", "newline", "none")
 
 
@@ -145,7 +146,7 @@ class Model(Protocol):
     seq_len: int  # positions
     num_latents: int  # positions of an image between `<image>` and `</image>`
     image_size: int  # pixels
-    resize: Literal["crop", "squash"]
+    resize: Resize
     vocab_size: int
 
     def loglikelihood(self, requests: Sequence[RankRequest]) -> list[list[CandidateScore]]: ...

@@ -67,15 +67,15 @@ def main(argv: list[str]) -> int:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Runs every cell once, writing results.json after each; gives back what it holds."""
-    from evals.exported import ExportedModel
-    from evals.run import CellOptions, run_cell, versions
-
     started = time.perf_counter()
     shots = _numbers("--shots", args.shots) if args.shots is not None else None
     specs = [spec for name in args.suites for spec in suite_cells(name, shots)]
     specs = list(dict.fromkeys(specs))
-    # Opened before the model, so that a missing corpus is said at once.
+    # Opened before torch is, so that a missing corpus is said at once.
     tasks = {spec.task: TASKS[spec.task][0](args.data, args.split) for spec in specs}
+    from evals.exported import ExportedModel
+    from evals.run import CellOptions, run_cell, versions
+
     model = ExportedModel(args.model)
     results: dict[str, Any] = {
         "model": str(args.model),

@@ -19,9 +19,8 @@ import numpy as np
 
 from corpora.document import ImageSegment
 from corpora.reader import Corpus
-from evals.api import Query
+from evals.api import Query, Resize
 from evals.shots import picture_hash
-from mllm.images import Resize, open_picture, to_pixels
 
 NEIGHBOUR_CHUNK = 512  # training pictures compared at once: 25 MB of float32 at 64 px
 
@@ -37,8 +36,8 @@ def derange(
         seed: Decides the exchange together with the ids, not the order of `queries`.
 
     Returns:
-        Query id to its donor, or None where no exchange exists (one picture or one class only, or
-        more than half of the queries alike).
+        Query id to its donor, or None where no exchange was found (one picture or one class only,
+        or more than half of the queries alike).
     """
 
     def mixed(text: str) -> bytes:
@@ -46,18 +45,25 @@ def derange(
 
     content = {q.id: "".join(picture_hash(data) for data in q.images) for q in queries}
     kind = {q.id: gold_class(q) for q in queries}
-    # Alike queries stand together, groups and members in a seeded order; a rotation by the
-    # largest group then takes everyone out of their own.
-    for grouping in (content, kind):
-        order = sorted(queries, key=lambda q: (mixed(grouping[q.id]), mixed(q.id)))
-        for shift in range(max(Counter(grouping.values()).values(), default=1), len(order)):
-            donors = order[shift:] + order[:shift]
-            if all(
-                content[query.id] != content[donor.id] and kind[query.id] != kind[donor.id]
-                for query, donor in zip(order, donors, strict=True)
-            ):
-                return {query.id: donor for query, donor in zip(order, donors, strict=True)}
-    return None
+
+    def is_bad(query: Query, donor: Query) -> bool:
+        return content[query.id] == content[donor.id] or kind[query.id] == kind[donor.id]
+
+    # Queries of one picture stand together, groups and members in a seeded order; a rotation by
+    # the largest group then takes everyone out of their own.
+    order = sorted(queries, key=lambda q: (mixed(content[q.id]), mixed(q.id)))
+    shift = max(Counter(content.values()).values(), default=0)
+    donors = order[shift:] + order[:shift]
+    # What still clashes, because classes cut across pictures, trades with the first that can.
+    for i, query in enumerate(order):
+        if is_bad(query, donors[i]):
+            for j, other in enumerate(order):
+                if not is_bad(query, donors[j]) and not is_bad(other, donors[i]):
+                    donors[i], donors[j] = donors[j], donors[i]
+                    break
+            else:
+                return None
+    return {query.id: donor for query, donor in zip(order, donors, strict=True)}
 
 
 def with_pictures_of(query: Query, donor: Query) -> Query:
@@ -102,6 +108,8 @@ def read_gallery(corpus_dir: Path, size: int, resize: Resize) -> Gallery:
 
 def flat_pixels(data: bytes, size: int, resize: Resize) -> np.ndarray:
     """uint8 (3 * S * S) by the one function that every picture goes through."""
+    from mllm.images import open_picture, to_pixels  # imports torch, which `list` can do without
+
     return to_pixels(open_picture(data), size, resize).reshape(-1)
 
 

@@ -11,7 +11,6 @@ from functools import cache
 from corpora.document import TextSegment
 from evals.api import Exemplar, Model, Prompt, Query, Separator, Support
 from mllm.errors import UserError
-from mllm.images import open_picture
 
 
 def draw_order(key: str, num_items: int) -> Iterator[int]:
@@ -32,6 +31,8 @@ def draw_order(key: str, num_items: int) -> Iterator[int]:
 @cache
 def picture_hash(data: bytes) -> str:
     """Over decoded pixels, so that one picture in two encodings is one picture."""
+    from mllm.images import open_picture  # imports torch, which `mllm eval list` can do without
+
     picture = open_picture(data)
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 

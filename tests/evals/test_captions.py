@@ -68,7 +68,7 @@ def test_permuting_images_changes_nothing_and_another_image_does(no_java: None):
 
 
 def test_every_unicode_line_break_keeps_captions_apart():
-    breaks = "\r \n \x0b \x0c \x1c \x85 \u2028 \u2029".split(" ")
+    breaks = ["\r", "\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
     lines = tokenize_simple([f"an owl{b}here" for b in breaks] + ["", "a last apple"])
     assert lines == [["an", "owl", "here"]] * len(breaks) + [[], ["a", "last", "apple"]]
 

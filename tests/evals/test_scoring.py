@@ -34,7 +34,8 @@ def test_a_tie_goes_to_the_first_candidate():
 
 
 @pytest.mark.parametrize(
-    ("matches", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), *((m, 1.0) for m in range(4, 11))]
+    ("matches", "accuracy"),
+    [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), *((m, 1.0) for m in range(4, 11))],
 )
 def test_vqa_accuracy_leaves_one_human_out_by_index(matches: int, accuracy: float):
     humans = ["yes"] * matches + [f"other{i}" for i in range(10 - matches)]

@@ -1,0 +1,90 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from evals.command import main
+from evals.tasks import suite_cells
+from mllm.errors import UserError
+from tests.evals.test_exported import export  # noqa: F401 (a fixture)
+
+
+def test_the_whole_demo_suite_on_a_real_export(
+    export: SimpleNamespace,  # noqa: F811
+    data_dir: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+):
+    options = ["--model", str(export.folder), "--data", str(data_dir), "--out", str(tmp_path)]
+    small = ["--limit", "6", "--shots", "0,2", "--seeds", "0,1"]
+    assert main(["demo", *options, *small, "--json"]) == 0
+    results = json.loads(capfd.readouterr().out)
+    assert results == json.loads((tmp_path / "results.json").read_text())
+    cells = {(cell["suite"], cell["num_shots"]): cell for cell in results["cells"]}
+    assert list(cells) == [
+        ("naming", 0),
+        ("caption", 0),
+        ("easy_vqa", 0),
+        ("text_loss", 0),
+        ("naming", 2),
+    ]
+    for cell in results["cells"]:
+        assert cell["n"] == 6 and cell["per_seed"][0]["n"] == 6
+        for entry in cell["per_seed"]:
+            assert len((tmp_path / entry["samples"]).read_text().splitlines()) == 6
+    assert cells["naming", 2]["seed_sd"] is not None
+    # The same command again asks nothing and prints the same scores as a table.
+    assert main(["demo", *options, *small]) == 0
+    printed = capfd.readouterr().out
+    assert "pixel neighbour" in printed and "with another picture" in printed
+
+
+def test_suites_share_their_cells():
+    demo = suite_cells("demo", None)
+    assert len(demo) == len(set(demo)) == 6
+    assert set(demo) == set(suite_cells("zeroshot", None)) | set(suite_cells("fewshot", None))
+    assert [cell.num_shots for cell in suite_cells("caption", (0, 4))] == [0, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "no suite or task 'nonsense'"),
+        (["demo"], "--model is missing"),
+        (["demo", "--model", "absent", "--out", "o"], "--model absent: no such folder"),
+        (["naming", "--model", ".", "--out", "o", "--shots", "2;4"], "--shots 2;4"),
+        (["naming", "--model", ".", "--out", "o", "--shots", "2,2"], "twice"),
+        (["text_loss", "--model", ".", "--out", "o", "--shots", "2"], "without shots"),
+        (["demo", "--model", ".", "--out", "o", "--limit", "0"], "--limit 0"),
+        (["demo", "--model", ".", "--out", "o", "--limit", "5", "--full"], "exclude each other"),
+        (["demo", "--model", ".", "--out", "o", "--data", "absent"], "mllm corpora demo"),
+    ],
+)
+def test_mistakes_are_one_line_with_a_mend(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        main(arguments)
+    assert "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_installed_command_lists_what_is_ready(data_dir: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "mllm.cli", "eval"]
+    done = subprocess.run(
+        [*command, "list", "--data", str(data_dir), "--json"], capture_output=True, text=True
+    )
+    states = {row["name"]: row["state"] for row in json.loads(done.stdout)["suites"]}
+    assert states["naming"] == states["text_loss"] == "ready"
+    missing = subprocess.run(
+        [*command, "naming", "--model", str(tmp_path), "--data", "absent", "--out", "o"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert missing.returncode == 2 and missing.stdout == ""
+    assert missing.stderr.count("\n") == 1 and "absent/eval/naming_final" in missing.stderr
