@@ -485,7 +485,7 @@ def test_the_evaluations_own_paired_verdict_stands() -> None:
 def test_a_score_that_a_wrong_picture_does_not_lower_is_not_called_above() -> None:
     leaky = NAMING | {"blind": {"score": 65.0, "se": 2.0, "n": 500}}
     result = verdict(leaky)
-    assert result.word == "below"
+    assert result.word == "unseen"
     assert "no better than when shown the wrong picture" in result.text
     assert "the blind control is above chance" in result.text
 

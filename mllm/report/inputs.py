@@ -19,6 +19,7 @@ class Run:
     """One run folder, perhaps still being written."""
 
     label: str
+    color: int  # its place among the runs of the page: one colour in every chart
     path: Path
     config: dict[str, Any] | None
     steps: list[dict[str, Any]]  # one object per training step
@@ -124,13 +125,15 @@ def read_runs(paths: list[Path]) -> list[Run]:
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path}: no such run folder; name the run_dir of a training config")
-    return [read_run(path, label) for path, label in zip(paths, labels(paths), strict=True)]
+    named = zip(paths, labels(paths), strict=True)
+    return [read_run(path, label, color) for color, (path, label) in enumerate(named)]
 
 
-def read_run(path: Path, label: str) -> Run:
+def read_run(path: Path, label: str, color: int) -> Run:
     lines = read_metrics(path / "metrics.jsonl")
     return Run(
         label=label,
+        color=color,
         path=path,
         config=read_config(path / "config.yaml"),
         steps=[line for line in lines if "validation" not in line],

@@ -69,7 +69,8 @@ def table(
         )
         for row in rows
     ]
-    return h("table", h("thead", h("tr", head)), h("tbody", body))
+    kind = "narrow" if len(columns) <= 4 else None
+    return h("table", h("thead", h("tr", head)), h("tbody", body), class_=kind)
 
 
 def number(value: float | None, decimals: int = 1) -> str:

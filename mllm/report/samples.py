@@ -157,13 +157,14 @@ def gallery_section(
         problem = f"{corpus_dir} is missing, so answers stand without their pictures."
         if corpus_dir.is_dir():
             pictures, problem = read_pictures(corpus_dir, drawn + failures), ""
+    asked = ", ".join(SUITES.get(suite, (suite,))[0] for suite in gallery.rows)
     tallies = "; ".join(
         f"{SUITES.get(suite, (suite,))[0].lower()}: {counts(gallery, suite, drawn)}"
         for suite in gallery.rows
     )
     return join(
         [
-            h("h3", SPLITS.get(gallery.split, gallery.split or gallery.corpus).capitalize()),
+            h("h3", asked, ": ", SPLITS.get(gallery.split, gallery.split or gallery.corpus)),
             h(
                 "p",
                 f"The first {len(drawn)} of {len(keys):,} in the order drawn with seed {seed}; ",

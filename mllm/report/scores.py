@@ -35,11 +35,19 @@ SPLITS = {
     "new_concepts": "concepts that no training picture, caption or text picture showed",
     "test": "official test split",
 }
+BASELINES = {
+    "pixel neighbour": "The pixel neighbour takes the answer from the training picture that is "
+    "nearest pixel by pixel: what copying would reach.",
+    "question only": "“Question only” gives the commonest training answer to the same question.",
+    "unigram": "The unigram model knows how often each token occurs and nothing else.",
+}
+CHANCE = "chance"
+SPLIT_ORDER = ("final", "test", "validation", "new_concepts", "development")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    word: str  # above | level | below | none
+    word: str  # above | level | below | unseen (the picture did not matter) | none
     text: str
 
 
@@ -54,7 +62,7 @@ def title(cell: Cell) -> str:
 def strongest_rival(cell: Cell) -> tuple[str, float] | None:
     """The best of chance, majority answer and baselines: what a score has to beat."""
     rivals = {
-        "chance": cell.get("chance"),
+        CHANCE: cell.get("chance"),
         "the commonest answer": cell.get("majority"),
         **cell.get("baselines", {}),
     }
@@ -67,6 +75,7 @@ def strongest_rival(cell: Cell) -> tuple[str, float] | None:
     return name, value
 
 
+BADGES = {"above": "better", "level": "level", "below": "worse", "unseen": "not seeing"}
 RELATIONS = {"better than": "above", "level with": "level", "worse than": "below"}
 
 
@@ -97,13 +106,17 @@ def verdict(cell: Cell) -> Verdict:
         against = relation(cell, name, value)
         word = RELATIONS[against]
         parts.append(f"{against} {name} ({number(value, decimals(cell))})")
+        chance = cell.get("chance")
+        if chance is not None and name != CHANCE and word != "above":
+            over = relation(cell, CHANCE, chance)
+            parts.append(f"{over} {CHANCE} ({number(chance, decimals(cell))})")
     blind = cell.get("blind") or {}
     if blind.get("score") is not None:
         drop = sign * (score - blind["score"])
         if drop > 2 * math.hypot(cell.get("se") or 0.0, blind.get("se") or 0.0):
             parts.append(f"{number(blind['score'], decimals(cell))} when shown the wrong picture")
         else:
-            word = "below"
+            word = "unseen"
             parts.append("no better than when shown the wrong picture")
         if blind_is_off_chance(cell):
             parts.append("the blind control is above chance: the prompt gives something away")
@@ -112,11 +125,32 @@ def verdict(cell: Cell) -> Verdict:
 
 
 def blind_is_off_chance(cell: Cell) -> bool:
-    """More than three standard errors above chance without seeing the right picture."""
-    blind, chance = cell.get("blind"), cell.get("chance")
-    if not blind or cell.get("unit") != "%" or chance is None or not blind.get("se"):
+    """More than three standard errors above what can be had without any picture."""
+    blind = cell.get("blind")
+    sightless = [
+        value
+        for value in (
+            cell.get("chance"),
+            cell.get("majority"),
+            cell.get("baselines", {}).get("question only"),
+        )
+        if value is not None
+    ]
+    if not blind or cell.get("unit") != "%" or not sightless or not blind.get("se"):
         return False
-    return bool(blind["score"] - chance > 3 * blind["se"])
+    return bool(blind["score"] - max(sightless) > 3 * blind["se"])
+
+
+def in_reading_order(cells: list[Cell]) -> list[Cell]:
+    """Tasks as they came; within one, the figures that count first, then by number of shots."""
+    suites = list(dict.fromkeys(cell["suite"] for cell in cells))
+
+    def place(cell: Cell) -> tuple[int, int, float]:
+        split = str(cell.get("split") or "")
+        rank = SPLIT_ORDER.index(split) if split in SPLIT_ORDER else len(SPLIT_ORDER)
+        return suites.index(cell["suite"]), rank, cell["num_shots"]
+
+    return sorted(cells, key=place)
 
 
 def decimals(cell: Cell) -> int:
@@ -157,12 +191,10 @@ def headline(cells: list[Cell]) -> Markup | None:
             "p",
             f"Shown a drawing {seen}".rstrip() + ", the model picks its name out of five ",
             h("strong", with_unit(cell, cell["score"])),
-            f" of the time (± {number(cell.get('se'))}, {cell['n']:,} pictures). ",
-            badge(result),
-            " ",
-            result.text + ".",
+            f" of the time (± {number(cell.get('se'))}, {cell['n']:,} pictures).",
             class_="lead",
         ),
+        h("p", badge(result), " ", result.text + "."),
         h("div", [figure(name, value, kind) for name, value, kind in figures], class_="figures"),
     )
 
@@ -181,7 +213,7 @@ def figure(name: str, value: float, kind: str) -> Markup:
 def badge(result: Verdict) -> Markup | None:
     if result.word == "none":
         return None
-    return h("span", result.word, class_=f"badge {result.word}")
+    return h("span", BADGES[result.word], class_=f"badge {result.word}")
 
 
 def strip(cell: Cell) -> Markup | None:
@@ -216,10 +248,10 @@ def seeds_line(cell: Cell) -> str | None:
 
 def score_rows(cells: list[Cell]) -> list[list[Any]]:
     rows = []
-    for cell in cells:
+    for cell in in_reading_order(cells):
         result = verdict(cell)
         rivals = [
-            h("div", f"{name} ", h("span", number(value, decimals(cell)), class_="figure-inline"))
+            h("div", h("span", name), h("span", number(value, decimals(cell))), class_="rival-line")
             for name, value in {
                 "chance": cell.get("chance"),
                 "commonest answer": cell.get("majority"),
@@ -255,6 +287,7 @@ def score_rows(cells: list[Cell]) -> list[list[Any]]:
 
 def score_section(cells: list[Cell]) -> Markup:
     """The table, how to read it, and what each task asks."""
+    used = {name for cell in cells for name in cell.get("baselines", {})}
     columns = ["Task", "Shots", "Score", "Beside it", "Wrong picture", "Verdict"]
     asked = [
         [h("dt", SUITES[suite][0]), h("dd", SUITES[suite][1])]
@@ -282,7 +315,8 @@ def score_section(cells: list[Cell]) -> Markup:
                 "blind control: the same questions, each with another query's picture; a score "
                 "that does not fall there was not earned by seeing. The verdict compares with the "
                 "strongest number beside the score and calls a difference only beyond two standard "
-                "errors (the ± figures are one).",
+                "errors (the ± figures are one). ",
+                [f"{text} " for name, text in BASELINES.items() if name in used],
                 class_="note",
             ),
             h(

@@ -74,7 +74,7 @@ def run_table(runs: list[Run]) -> Markup:
         tokens = sum(run.tokens_by_source.values())
         end = tail_mean(run, "loss")
         validations = [
-            f"{source} {value:.3f}"
+            f"{source.replace('_', ' ')} {value:.3f}"
             for source, value in (
                 run.validations[-1]["validation"] if run.validations else {}
             ).items()
@@ -83,7 +83,7 @@ def run_table(runs: list[Run]) -> Markup:
         rows.append(
             [
                 h("strong", run.label),
-                progress(run),
+                h("span", progress(run), class_="progress"),
                 f"{tokens / 1e6:.2f} million" if tokens else "–",
                 number(end, 3),
                 ", ".join(validations) or "–",
@@ -115,15 +115,14 @@ def model_words(export: Export) -> Markup:
 def mixture_table(run: Run) -> Markup:
     tokens = run.tokens_by_source
     total = sum(tokens.values()) or 1
-    sources = run.setting("data.mixture") or []
-    weights = {
-        source.get("name"): source.get("weight") for source in sources if isinstance(source, dict)
-    }
+    sources = [item for item in run.setting("data.mixture") or [] if isinstance(item, dict)]
+    weights = {item["name"]: item["weight"] for item in sources if is_number(item.get("weight"))}
+    asked = {name: f"{100 * w / sum(weights.values()):.1f} %" for name, w in weights.items()}
     rows = [
-        [source, f"{count:,}", share_bar(count / total), str(weights.get(source, "–"))]
+        [source, f"{count:,}", share_bar(count / total), asked.get(source, "–")]
         for source, count in sorted(tokens.items(), key=lambda item: -item[1])
     ]
-    columns = ["Source", "Positions", "Share", "Weight asked for"]
+    columns = ["Source", "Positions", "Share", "Asked for"]
     return join([h("h3", f"What {run.label} read"), table(columns, rows, numeric=(1, 3))])
 
 
@@ -159,7 +158,8 @@ def curve_section(runs: list[Run]) -> Markup:
     if not parts:
         return h("p", "No metrics yet: there is nothing to draw.", class_="note")
     note = (
-        "Thin lines are single steps, thick lines a running mean; dots are held-out data. Loss is "
+        "Thin lines are steps (short means of them in a long run), thick lines a running mean, "
+        "dots held-out data. Loss is "
         "in nats per scored token: the model spreads its guess as if over e^loss tokens, so 2.3 "
         "is one in ten."
     )
@@ -169,8 +169,8 @@ def curve_section(runs: list[Run]) -> Markup:
 def metric(runs: list[Run], key: str) -> list[Series]:
     """One curve a run of a per-step metric."""
     return [
-        series(run.label, ((line["step"], line.get(key)) for line in run.steps), color)
-        for color, run in enumerate(runs)
+        series(run.label, ((line["step"], line.get(key)) for line in run.steps), run.color)
+        for run in runs
     ]
 
 
@@ -185,14 +185,17 @@ def vision_charts(runs: list[Run]) -> list[Markup | None]:
         chart(
             {"zero_shot_5way": "Naming held-out pictures, 5-way"}.get(key, f"Validation: {key}"),
             "share right, by matching picture and name" if "5way" in key else "",
-            [validated(run, key, run.label, color) for color, run in enumerate(runs)],
+            [validated(run, key, run.label, run.color) for run in runs],
             reference=("chance", 0.2) if key == "zero_shot_5way" else None,
         )
         for key in keys
     ]
     return [
         chart(
-            "Matching accuracy", "share right within the training batch", metric(runs, "accuracy")
+            "Matching accuracy",
+            "share right within the training batch",
+            metric(runs, "accuracy"),
+            from_zero=True,
         ),
         *charts,
         chart("Contrastive loss", "nats", metric(runs, "loss")),
@@ -220,10 +223,10 @@ def loss_charts(runs: list[Run]) -> list[Markup | None]:
             unit,
             [
                 curve
-                for color, run in enumerate(runs)
+                for run in runs
                 for curve in (
-                    loss_of(run, source, run.label, color),
-                    validated(run, source, run.label, color),
+                    loss_of(run, source, run.label, run.color),
+                    validated(run, source, run.label, run.color),
                 )
             ],
         )
@@ -244,8 +247,8 @@ def wait_share(line: dict[str, Any]) -> float | None:
 
 def engine_charts(runs: list[Run]) -> list[Markup | None]:
     waits = [
-        series(run.label, ((line["step"], wait_share(line)) for line in run.steps), color)
-        for color, run in enumerate(runs)
+        series(run.label, ((line["step"], wait_share(line)) for line in run.steps), run.color)
+        for run in runs
     ]
     return [
         chart(

@@ -42,6 +42,10 @@ th:last-child, td:last-child { padding-right: 0; }
 .num { text-align: right; font-variant-numeric: tabular-nums; }
 th, td, code { overflow-wrap: break-word; }
 td code { overflow-wrap: anywhere; }
+table.narrow { max-width: 46rem; }
+@media (min-width: 44.01rem) { .num { white-space: nowrap; } .rival-line, .progress { white-space: nowrap; } }
+.rival-line { display: flex; justify-content: space-between; gap: .75rem;
+  font-variant-numeric: tabular-nums; }
 @media (max-width: 44rem) {
   thead { display: none; }
   table, tbody, tr, td { display: block; }
@@ -56,7 +60,7 @@ td code { overflow-wrap: anywhere; }
   white-space: nowrap; }
 .above { color: var(--good); background: var(--good-paper); }
 .level { color: var(--fair); background: var(--fair-paper); }
-.below { color: var(--poor); background: var(--poor-paper); }
+.below, .unseen { color: var(--poor); background: var(--poor-paper); }
 
 .figures { max-width: 46rem; margin: 1rem 0; }
 .figure { display: grid; grid-template-columns: 13rem 1fr 4.2rem; gap: .75rem; align-items: center;
@@ -69,7 +73,6 @@ td code { overflow-wrap: anywhere; }
 .value { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .share { display: grid; grid-template-columns: minmax(3rem, 1fr) 4rem; gap: .6rem;
   align-items: center; min-width: 8rem; }
-.figure-inline { font-variant-numeric: tabular-nums; }
 @media (max-width: 30rem) { .figure { grid-template-columns: 8.5rem 1fr 3.8rem; gap: .5rem; } }
 
 .strip { position: relative; display: block; width: 9rem; max-width: 100%; height: .9rem;
@@ -113,7 +116,7 @@ figure svg text { font-family: inherit !important; fill: var(--muted) !important
 .names li.gold i { background: var(--good-paper); }
 .names span, .names b { position: relative; font-weight: 400; }
 .names li.gold span { font-weight: 600; }
-.names b { font-variant-numeric: tabular-nums; }
+.names b { font-variant-numeric: tabular-nums; white-space: nowrap; flex: none; }
 details { margin: .5rem 0; } summary { cursor: pointer; }
 footer { margin-top: 3rem; color: var(--muted); font-size: .88rem; }
 """
