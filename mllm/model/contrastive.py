@@ -42,12 +42,17 @@ class ContrastiveModel(nn.Module):
                 num_attention_heads=text_heads,
                 intermediate_size=4 * text_width,
                 max_position_embeddings=text_len,
+                bos_token_id=0,
+                pad_token_id=1,
+                eos_token_id=2,
                 attn_implementation="sdpa",
             )
         )
         self.visual_projection = nn.Linear(vision.width, embed_dim, bias=False)
         self.text_projection = nn.Linear(text_width, embed_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / initial_temperature)))
+        # One element rather than none: DeepSpeed broadcasts parameters as bytes, which a scalar
+        # cannot be viewed as.
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / initial_temperature)]))
 
     def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised pixels (B, 3, S, S) to unit vectors (B, E).

@@ -69,7 +69,9 @@ class PairStream:
                 raise UserError(f"{source.path}: the vision stage needs one picture in each sample")
         self._weights = [source.weight for source in config.data.mixture]
         self.mixture = Mixture([Fraction(str(weight)) for weight in self._weights])
-        self._keys = [hash_key("pairs", self.seed, name) for name in self.source_names]
+        keys = [hash_key("pairs", self.seed, name) for name in self.source_names]
+        self._keys = np.array(keys, dtype=np.uint64)
+        self._num_samples = np.array([len(corpus) for corpus in self._corpora], dtype=np.int64)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -105,14 +107,10 @@ class PairStream:
         """(source, sample, epoch) of each row of a step, in constant time for any step."""
         size = self.global_batch_size
         source_ids, numbers = self.mixture.rows(step * size, size)
-        chosen = np.empty(size, dtype=np.int64)
-        epochs = np.empty(size, dtype=np.int64)
-        for source_id, corpus in enumerate(self._corpora):
-            mine = np.flatnonzero(source_ids == source_id)
-            epoch, position = np.divmod(numbers[mine], len(corpus))
-            keys = mix(np.uint64(self._keys[source_id]) ^ mix(epoch.astype(np.uint64)))
-            chosen[mine] = epoch_row(position, len(corpus), keys)
-            epochs[mine] = epoch
+        num_samples = self._num_samples[source_ids]
+        epochs, positions = np.divmod(numbers, num_samples)
+        keys = mix(self._keys[source_ids] ^ mix(epochs.astype(np.uint64)))
+        chosen = epoch_row(positions, num_samples, keys)
         return list(zip(source_ids.tolist(), chosen.tolist(), epochs.tolist(), strict=True))
 
     def compose(
