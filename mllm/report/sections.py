@@ -92,7 +92,7 @@ def run_table(runs: list[Run]) -> Markup:
                 f"{sum(run.dropped.values()):,}",
             ]
         )
-    columns = ["Run", "Progress", "Positions", "Loss at the end", "Last validation"]
+    columns = ["Run", "Progress", "Scored tokens", "Loss at the end", "Last validation"]
     columns += ["Time in steps", "Skipped steps", "Ledger lines"]
     return table(columns, rows, numeric=(2, 3, 5, 6, 7))
 
@@ -122,8 +122,11 @@ def mixture_table(run: Run) -> Markup:
         [source, f"{count:,}", share_bar(count / total), asked.get(source, "–")]
         for source, count in sorted(tokens.items(), key=lambda item: -item[1])
     ]
-    columns = ["Source", "Positions", "Share", "Asked for"]
-    return join([h("h3", f"What {run.label} read"), table(columns, rows, numeric=(1, 3))])
+    columns = ["Source", "Scored tokens", "Share", "Weight"]
+    unit = "rows" if run.setting("data.unit") == "rows" else "image positions and scored tokens"
+    note = f"Scored tokens are those the model had to predict. Weights are shares of {unit}."
+    body = table(columns, rows, numeric=(1, 3))
+    return join([h("h3", f"What {run.label} read"), body, h("p", note, class_="note")])
 
 
 def dropped_table(run: Run) -> Markup:
@@ -269,24 +272,40 @@ def engine_charts(runs: list[Run]) -> list[Markup | None]:
     ]
 
 
+CORPUS_TITLES = {
+    "counts": "Samples by corpus and source",
+    "captions": "Captions: length and diversity",
+    "dropped": "Left out while building, by reason",
+    "concepts": "Concepts by use",
+    "packages": "Where it came from",
+}
+FOLDED = ("fingerprint", "settings")  # shown among the settings
+
+
 def corpus_section(report: dict[str, Any]) -> Markup:
-    """The corpus' own report, whatever it counts: tables of numbers, lists, single values."""
-    return join(describe(str(key), value) for key, value in report.items())
+    """The corpus' own report, whatever it counts: tables of numbers, records, single values."""
+    return join(
+        describe(CORPUS_TITLES.get(key, words(key)), value)
+        for key, value in report.items()
+        if key not in FOLDED
+    )
 
 
-def describe(key: str, value: Any) -> Markup:
-    """Numbers by name become a table with bars; records by name a table; the rest lines."""
-    title = h("h3", words(key))
+def describe(title: str, value: Any) -> Markup:
+    """Numbers by name and records become tables; long lists are folded; the rest is a line."""
+    heading = h("h3", title)
     if isinstance(value, dict) and value:
-        if all(is_number(item) for item in value.values()):
-            return join([title, count_table(value)])
         if all(isinstance(item, dict) for item in value.values()):
-            return join([title, record_table(value)])
-        return join([title, table(["", "Value"], [[words(k), short(v)] for k, v in value.items()])])
+            return join([heading, group_table(value)])
+        return join(
+            [heading, table(["", "Value"], [[words(k), short(v)] for k, v in value.items()])]
+        )
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return join([heading, record_table(value)])
     if isinstance(value, list) and len(value) > 12:
         items = h("p", ", ".join(short(item) for item in value))
-        return join([title, h("details", h("summary", f"{len(value):,} entries"), items)])
-    return h("p", h("strong", words(key) + ": "), short(value))
+        return join([heading, h("details", h("summary", f"{len(value):,} entries"), items)])
+    return h("p", h("strong", title + ": "), short(value))
 
 
 def is_number(value: Any) -> bool:
@@ -313,32 +332,21 @@ def short(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def count_table(values: dict[str, float]) -> Markup:
-    total = sum(values.values())
-    # Bars only where the numbers are counts: shares of means or ratios would mean nothing.
-    if (
-        total > 0
-        and len(values) > 1
-        and all(isinstance(v, int) and v >= 0 for v in values.values())
-    ):
-        rows = [[k, short(v), share_bar(v / total)] for k, v in values.items()]
-        return table(["", "Count", "Share"], rows, numeric=(1,))
-    return table(
-        ["", "Value"], [[words(str(k)), short(v)] for k, v in values.items()], numeric=(1,)
-    )
+def group_table(groups: dict[str, dict[str, Any]]) -> Markup:
+    """One line a group: its sum where it counts things, and its parts."""
+    rows = []
+    for name, parts in groups.items():
+        counted = all(isinstance(item, int) for item in parts.values())
+        total = f"{sum(parts.values()):,}" if counted else "–"
+        rows.append([name, total, ", ".join(f"{k} {short(v)}" for k, v in parts.items())])
+    return table(["", "Count", "Of which"], rows, numeric=(1,))
 
 
-def record_table(records: dict[str, dict[str, Any]]) -> Markup:
-    columns = list(dict.fromkeys(key for record in records.values() for key in record))
-    rows = [
-        [name, *(short(record.get(key)) for key in columns)] for name, record in records.items()
-    ]
-    numeric = [
-        i
-        for i, key in enumerate(columns, start=1)
-        if all(is_number(record[key]) for record in records.values() if key in record)
-    ]
-    return table(["", *map(words, columns)], rows, numeric=numeric)
+def record_table(records: list[dict[str, Any]]) -> Markup:
+    """Records with the same keys; hashes are left to the settings."""
+    columns = [key for key in dict.fromkeys(k for r in records for k in r) if key != "sha256"]
+    rows = [[short(record.get(key)) for key in columns] for record in records]
+    return table([words(key) for key in columns], rows)
 
 
 def times_section(times: Times) -> Markup:
@@ -411,6 +419,7 @@ def settings_section(
 ) -> Markup:
     """Every setting and fingerprint, folded: enough to tell two pages apart."""
     prints = [[f"stream of {run.label}", (run.stream or {}).get("fingerprint")] for run in runs]
+    prints += [["corpus", (corpus_report or {}).get("fingerprint")]]
     prints += [[f"model scored in {name}", r.get("model_fingerprint")] for name, r in results]
     known = [[what, h("code", str(value))] for what, value in prints if value]
     folded = [
@@ -425,6 +434,7 @@ def settings_section(
             for c in result["cells"]
         }
         folded.append(settings_details(f"How {name} asked", asked))
-    if corpus_report and "packages" in corpus_report:
-        folded.append(settings_details("Packages of the corpus", corpus_report["packages"]))
+    for key in ("settings", "packages"):
+        if corpus_report and key in corpus_report:
+            folded.append(settings_details(f"{words(key)} of the corpus", corpus_report[key]))
     return join([table(["Of", "Fingerprint"], known) if known else None, folded])

@@ -43,7 +43,7 @@ th:last-child, td:last-child { padding-right: 0; }
 th, td, code { overflow-wrap: break-word; }
 td code { overflow-wrap: anywhere; }
 table.narrow { max-width: 46rem; }
-@media (min-width: 44.01rem) { .num { white-space: nowrap; } .rival-line, .progress { white-space: nowrap; } }
+@media (min-width: 44.01rem) { .num, .rival-line, .progress { white-space: nowrap; } }
 .rival-line { display: flex; justify-content: space-between; gap: .75rem;
   font-variant-numeric: tabular-nums; }
 @media (max-width: 44rem) {
