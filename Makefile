@@ -1,0 +1,51 @@
+# Every target makes .venv first. `make demo` and `make test` are all one needs to begin.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL ?= runs/demo/export
+DATA ?= runs/demo/corpus
+
+.PHONY: setup demo smoke check test test-slow bench eval-zeroshot eval-fewshot chat clean
+
+setup: $(VENV)/.installed
+
+# Torch goes first: deepspeed looks for it while it builds. Its pin is taken from pyproject.toml, the
+# only place with pins.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)"
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/mllm demo
+
+smoke: setup
+	$(BIN)/mllm demo --smoke
+	$(BIN)/mllm chat --model runs/smoke/export --image tests/data/red_circle.png --once "what colour is it?"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: setup
+	$(BIN)/pytest
+
+test-slow: setup
+	$(BIN)/pytest -m slow
+
+bench: setup
+	$(BIN)/python -m mllm.bench
+
+eval-zeroshot: setup
+	$(BIN)/mllm eval zeroshot --model $(MODEL) --data $(DATA) --out $(MODEL)/../eval
+
+eval-fewshot: setup
+	$(BIN)/mllm eval fewshot --model $(MODEL) --data $(DATA) --out $(MODEL)/../eval
+
+chat: setup
+	$(BIN)/mllm chat --model $(MODEL)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

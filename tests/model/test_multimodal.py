@@ -1,0 +1,92 @@
+"""The seam, the loss and the frozen parts."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mllm.model.config import ModelConfig
+from mllm.model.init import build
+from mllm.model.loss import CHUNK, LanguageHead
+from tests.model.test_decoder import tiny
+
+
+def inputs(num_images: int) -> dict:
+    slot_mask = torch.zeros(2, 16, dtype=torch.bool)
+    for i in range(num_images):
+        slot_mask[i % 2, 2 + 4 * (i // 2) : 5 + 4 * (i // 2)] = True
+    return {
+        "token_ids": torch.randint(8, 97, (2, 16)),
+        "slot_mask": slot_mask,
+        "pixels": torch.randn(max(1, num_images), 3, 16, 16),
+        "positions": torch.arange(16).expand(2, -1),
+        "num_images": num_images,
+    }
+
+
+def test_slots_and_pictures_that_differ_in_number_are_refused_with_both_counts() -> None:
+    model = build(tiny(), seed=0)
+    wrong = inputs(2) | {"pixels": torch.randn(3, 3, 16, 16)}
+    with pytest.raises(ValueError, match=r"6 image slots .* 3 pictures"):
+        model(**wrong)
+
+
+def test_pictures_go_into_their_own_slots_row_by_row() -> None:
+    model = build(tiny(), seed=0).eval()
+    given = inputs(4)
+    with torch.no_grad():
+        whole = model(**given)
+        first_row = model(
+            **{name: given[name][:1] for name in ("token_ids", "slot_mask", "positions")},
+            pixels=given["pixels"][:2],
+        )
+    assert (whole[:1] - first_row).abs().max() < 1e-5
+
+
+def test_a_dummy_picture_changes_nothing_but_runs_the_vision_encoder() -> None:
+    model = build(tiny(), seed=0)
+    given = inputs(0)
+    calls = []
+    model.vision.register_forward_hook(lambda *_: calls.append(1))
+    out = model(**given)
+    other = model(**(given | {"pixels": torch.randn(1, 3, 16, 16)}))
+    assert torch.equal(out, other) and len(calls) == 2
+    out.sum().backward()
+    assert all(p.grad is not None for p in model.resampler.parameters())
+
+
+def test_gradient_reaches_every_trainable_parameter_and_no_frozen_one() -> None:
+    model = build(tiny(), seed=0)
+    model.vision.freeze(train_last_blocks=1)
+    hidden = model(**inputs(3))
+    loss_sum, _ = model.head(hidden.flatten(0, 1), torch.randint(8, 97, (32,)))
+    loss_sum.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    blocks = model.vision.vision_model.encoder.layers
+    assert not any(p.requires_grad for p in blocks[0].parameters())
+    assert all(p.requires_grad for p in blocks[-1].parameters())
+
+
+@pytest.mark.parametrize("num_scored", [1, 37, CHUNK, 2 * CHUNK + 5])
+def test_the_chunked_loss_equals_plain_cross_entropy(num_scored: int) -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(53, 12))
+    hidden = torch.randn(num_scored, 12, requires_grad=True)
+    targets = torch.randint(0, 53, (num_scored,))
+    loss_sum, losses = LanguageHead(weight)(hidden, targets)
+    (loss_sum * 0.37).backward()
+    mine = hidden.grad.clone(), weight.grad.clone()
+    hidden.grad = weight.grad = None
+    plain = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    (plain * 0.37).backward()
+    assert torch.allclose(loss_sum, plain, rtol=1e-5)
+    assert torch.allclose(losses.sum(), plain, rtol=1e-5)
+    assert torch.allclose(mine[0], hidden.grad, atol=1e-5)
+    assert torch.allclose(mine[1], weight.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_contradicting_sizes_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="num_heads"):
+        ModelConfig(model_dim=100, num_heads=3)
+    with pytest.raises(ValueError, match="seq_len 8 cannot hold"):
+        ModelConfig(seq_len=8, num_latents=64)
