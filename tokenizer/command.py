@@ -29,9 +29,9 @@ def main(argv: list[str]) -> int:
     train.add_argument(
         "--sample-bytes",
         type=int,
-        default=20_000_000,
+        default=10_000_000,
         metavar="N",
-        help="text to train on, drawn evenly over all corpora; bounds the memory (default 20 MB)",
+        help="text to train on, drawn evenly over all corpora; bounds the memory (default 10 MB)",
     )
     show = verbs.add_parser(
         "report", description="Round trip, fertility, byte fallback.", epilog=EXAMPLES

@@ -1,8 +1,9 @@
 """Packing, planned once from lengths alone: row -> pieces (sample, start, stop).
 
 The plan knows no seed, epoch or world size. It goes over the corpus in windows of WINDOW samples.
-In each it fills one row after another: the longest piece left, then pieces that fill the rest
-exactly (one, or two together), then the longest that fits. What is left over joins the next window.
+In each it fills one row after another: while two of the longest piece that fits would fit, it takes
+the commonest length, which keeps lengths varied to the end; then pieces that fill the rest exactly
+(one, or two together); else the longest that fits. What is left over joins the next window.
 
 A document that fits a row stays whole, unless nothing else fits: if the rest of a row is more than
 `seq_len / 64`, it takes the head of a text, and the tail of it goes into a later row. A document
@@ -64,7 +65,7 @@ def plan(
         join_share: share of the rows that are joined, 0 .. 1.
     """
     span = image_span(num_latents)
-    if span > seq_len:
+    if span >= seq_len:  # a joined row needs one more, for its <s>
         raise UserError(
             f"model.num_latents {num_latents}: an image takes {span} positions and a row has "
             f"model.seq_len {seq_len}; lower the one or raise the other"
@@ -116,6 +117,7 @@ class _Packer:
             [deque() for _ in range(capacity + 1)] for _ in range(2)
         ]
         self._masks = [0, 0]
+        self._counts = np.zeros(capacity + 1, dtype=np.int64)  # both queues for each cost
         self._mirror = 0  # bit (capacity - c) is set where either queue for cost c is not empty
 
     def add(self, sample: int, length: int, images: Sequence[int]) -> None:
@@ -143,6 +145,7 @@ class _Packer:
         self._queues[shelf][cost].append(piece)
         self._masks[shelf] |= 1 << cost
         self._mirror |= 1 << (self.capacity - cost)
+        self._counts[cost] += 1
         self._waiting += cost
 
     def fill_rows(self, *, is_last: bool) -> list[list[_Piece]]:
@@ -161,12 +164,14 @@ class _Packer:
             if not fitting:
                 break
             cost = fitting.bit_length() - 1
-            if row and cost < room:
+            if 2 * cost <= room:
+                cost = int(self._counts[: room + 1].argmax())
+            elif row and cost < room:
                 # Costs whose complement to `room` waits as well: two pieces fill the row exactly.
                 pairs = fitting & (self._mirror >> (self.capacity - room))
                 if pairs:
                     cost = pairs.bit_length() - 1
-                    if 2 * cost == room and self._count(cost) < 2:
+                    if 2 * cost == room and self._counts[cost] < 2:
                         cost = fitting.bit_length() - 1
             row.append(self._take(cost, shelf=int(not self._masks[0] >> cost & 1)))
             room -= cost
@@ -175,17 +180,15 @@ class _Packer:
             row.append(head)
         return row
 
-    def _count(self, cost: int) -> int:
-        return len(self._queues[0][cost]) + len(self._queues[1][cost])
-
     def _take(self, cost: int, shelf: int) -> _Piece:
         queue = self._queues[shelf][cost]
         piece = queue.popleft()
+        self._counts[cost] -= 1
+        self._waiting -= cost
         if not queue:
             self._masks[shelf] &= ~(1 << cost)
-            if not self._count(cost):
+            if self._counts[cost] == 0:
                 self._mirror &= ~(1 << (self.capacity - cost))
-        self._waiting -= cost
         return piece
 
     def _cut(self, room: int) -> _Piece | None:
