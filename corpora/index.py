@@ -15,7 +15,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,8 @@ def read_members(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]
     """
     try:
         with tarfile.open(path, "r:") as tar:
-            key, members = None, {}
+            key: str | None = None
+            members: dict[str, tuple[int, int]] = {}
             for member in tar:
                 folder, slash, name = member.name.rpartition("/")
                 stem, dot, extension = name.partition(".")
@@ -170,10 +171,10 @@ def _sidecar(path: Path, index_dir: Path) -> dict[str, Any]:
             return known
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
-    samples = [asdict(entry) for entry in index_shard(path)]
+    samples = [vars(entry) for entry in index_shard(path)]
     sidecar = {"shard": path.name, **stamp, "samples": samples}
     with write_aside(sidecar_path) as file:
-        json.dump(sidecar, file, ensure_ascii=False, separators=(",", ":"))
+        file.write(json.dumps(sidecar, ensure_ascii=False, separators=(",", ":")))
     return sidecar
 
 

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn, TypeVar
 
@@ -71,9 +72,17 @@ def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iter
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:
+        yield from items
+        return
+    with Progress(*columns, console=console) as bar:
         task_id = bar.add_task(what, total=total, rate="")
+        start = shown = time.monotonic()
+        done = waiting = 0
         for item in items:
             yield item
-            speed = bar.tasks[0].speed
-            bar.update(task_id, advance=1, rate=f"{speed:,.0f}/s" if speed else "")
+            done, waiting, now = done + 1, waiting + 1, time.monotonic()
+            if now - shown > 0.1:  # an update an item would cost more than many items do
+                bar.update(task_id, advance=waiting, rate=f"{done / (now - start):,.0f}/s")
+                waiting, shown = 0, now
+        bar.update(task_id, advance=waiting)

