@@ -1,0 +1,139 @@
+"""`mllm export`: whole folder or none, and the weights, pictures and records that were trained."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from corpora.document import Document, ImageSegment, TextSegment
+from mllm import export as export_module
+from mllm.cli import main
+from mllm.files import sha256_file, write_json
+from mllm.hf.load import load_export
+from mllm.stream.encode import encode
+from tests.hf.tiny import TEXT, make_tiny, png
+from tokenizer.train import train
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def run_dir(tiny, tmp_path):
+    """A run folder as the trainer leaves it, without its optimizer states."""
+    run_dir = tmp_path / "run"
+    checkpoint = run_dir / "checkpoints" / "step-00000042"
+    checkpoint.mkdir(parents=True)
+    corpus = tmp_path / "corpus"
+    (corpus / "pairs" / "train").mkdir(parents=True)
+    (corpus / "ATTRIBUTION.md").write_text("Pictures: somebody, CC0.\n")
+    state = {k: v for k, v in tiny.engine.state_dict().items() if k != "head.weight"}
+    save_file(state, checkpoint / "model.safetensors")
+    write_json(checkpoint / "model_config.json", tiny.config.to_dict())
+    files = ("model.safetensors", "model_config.json")
+    manifest = {
+        name: {
+            "bytes": (checkpoint / name).stat().st_size,
+            "sha256": sha256_file(checkpoint / name),
+        }
+        for name in files
+    }
+    write_json(checkpoint / "manifest.json", manifest)
+    write_json(run_dir / "stream.json", {"fingerprint": "0123456789abcdef"})
+    config = {
+        "run_dir": str(run_dir),
+        "tokenizer": str(tiny.root),
+        "data": {
+            "mixture": [{"name": "pairs", "path": str(corpus / "pairs" / "train"), "weight": 2}],
+            "resize": "crop",
+        },
+        "model": tiny.config.to_dict(),
+    }
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    return run_dir
+
+
+def test_an_export_holds_the_trained_weights_and_says_where_they_come_from(
+    tiny, run_dir, tmp_path, capsys
+):
+    out = tmp_path / "export"
+    assert main(["export", str(run_dir), "--out", str(out), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    record = json.loads((out / "export.json").read_text())
+    assert printed == {"out": str(out), **record}
+    assert (record["step"], record["stream_fingerprint"]) == (42, "0123456789abcdef")
+    model, processor = load_export(out)
+    for name, weight in tiny.engine.state_dict().items():
+        assert torch.equal(model.model.state_dict()[name], weight), name
+    assert processor.image_processor.resize == "crop"
+    assert (out / "ATTRIBUTION.md").read_text().startswith("Pictures: somebody")
+    card = (out / "README.md").read_text()
+    for part in ("0123456789abcdef", "* pairs: 2", "42 steps", "ATTRIBUTION.md", "model_dim: 32"):
+        assert part in card
+    assert not list(tmp_path.glob("export.*"))
+
+
+def test_ids_of_the_export_equal_the_streams(tiny):
+    """The trainer's encoder and the processor write one document alike, `</s>` apart."""
+    document = Document(
+        "key",
+        (
+            ImageSegment(png(1)),
+            TextSegment("Question: is there a circle? Answer:", is_scored=False),
+            TextSegment(" no, <image>"),
+            ImageSegment(png(2)),
+            TextSegment("\nAn owl é"),
+        ),
+    )
+    trained = encode(document, tiny.tokenizer, tiny.config.num_latents)
+    segments = [s.data if isinstance(s, ImageSegment) else s.text for s in document.segments]
+    prompt = tiny.processor.encode(segments)
+    assert prompt.token_ids == trained.token_ids[:-1].tolist()
+    assert tuple(prompt.pictures) == trained.images
+
+
+def test_an_older_export_is_replaced_and_any_other_folder_is_not(tiny, run_dir, tmp_path, capsys):
+    out = tmp_path / "export"
+    for _ in range(2):
+        assert (
+            main(["export", str(run_dir / "checkpoints" / "step-00000042"), "--out", str(out)]) == 0
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "export", "run"]
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "chapter1.txt").write_text("years of work")
+    assert main(["export", str(run_dir), "--out", str(other)]) == 2
+    assert "exists and is no export" in capsys.readouterr().err
+    assert [path.name for path in other.iterdir()] == ["chapter1.txt"]
+
+
+def test_a_failure_leaves_nothing_behind(tiny, run_dir, tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export_module, "replace_folder", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        export_module.export(run_dir, tmp_path / "export")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "run"]
+
+
+def test_a_run_without_checkpoint_is_one_clear_line(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "no checkpoint" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_tokenizer_is_refused(tiny, run_dir, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "tokenizer.model").write_bytes(train(iter(TEXT * 4), 312))
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config["tokenizer"] = str(tmp_path / "other")
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(export_module.UserError, match=r"has 312 pieces .* vocab_size 310"):
+        export_module.export(run_dir, tmp_path / "export")
