@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpora.reader import Corpus
-from mllm.errors import UserError
+from mllm.errors import BadSample, UserError
 from mllm.images import open_picture, to_pixels
 from mllm.stream.encode import encode
 from mllm.stream.permute import epoch_row, hash_key, mix
@@ -232,6 +232,32 @@ def test_a_broken_picture_is_masked_in_place(world, build, broken_pairs):
     assert lines[0]["shard"] == "shard-000000.tar"
     assert "not a picture" in lines[0]["reason"]
     assert lines[0].keys() == {"shard", "key", "reason", "step"}
+
+
+def test_a_sample_that_spells_no_document_is_masked_in_place(world, build, monkeypatch):
+    lines = []
+    stream = build(sources=[Source("vqa", world.vqa, 1, 0.5)], ledger=lines.append)
+    arguments = dict(rank=0, world_size=1, micro_batch_size=8)
+    sound = stream.batch(0, **arguments)
+    corpus = stream._sources[0].corpus
+    read, bad_key = corpus.document, sound.rows[0].samples[1]
+
+    def broken(sample):
+        if corpus.key(sample) == bad_key:
+            raise BadSample("not JSON")
+        return read(sample)
+
+    monkeypatch.setattr(corpus, "document", broken)
+    masked = stream.batch(0, **arguments)
+    assert torch.equal(masked.document_ids, sound.document_ids)
+    assert torch.equal(masked.positions, sound.positions)
+    assert masked.num_images == sound.num_images - len(lines)
+    assert masked.slot_mask.sum() == 4 * masked.num_images
+    is_changed = masked.token_ids != sound.token_ids
+    assert (masked.token_ids[is_changed] == PAD_ID).all()
+    assert not (masked.loss_mask[:, :-1] & is_changed[:, 1:]).any()
+    assert {line["key"] for line in lines} == {bad_key}
+    assert lines[0]["reason"] == "not JSON"
 
 
 def test_a_failing_disk_is_tried_again_and_then_stops_the_run(world, build, monkeypatch):
