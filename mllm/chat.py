@@ -97,7 +97,7 @@ class Conversation:
 
         def work() -> None:
             try:
-                self.model.generate(
+                self.model.generate(  # type: ignore[misc]
                     **inputs,
                     streamer=streamer,
                     stopping_criteria=StoppingCriteriaList([Stopped()]),

@@ -17,6 +17,7 @@ from mllm.errors import UserError
 from mllm.files import fsync_dir, sha256_file, write_json
 
 if TYPE_CHECKING:
+    from mllm.images import Resize
     from mllm.model.config import ModelConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -115,7 +116,7 @@ def write_model(
     state: dict[str, Any],
     model_config: "ModelConfig",
     tokenizer_path: str | Path,
-    resize: str,
+    resize: "Resize",
 ) -> int:
     """Writes everything that `transformers` needs into `out_dir`; gives back the parameter count.
 

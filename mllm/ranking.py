@@ -115,7 +115,9 @@ def _encode(processor: MllmProcessor, prompt: Sequence[Segment], candidates: Seq
             segments.append(segment.text)
         else:
             segments.append(segment.data if isinstance(segment, ImageSegment) else segment)
-    last = segments.pop() if segments and isinstance(segments[-1], str) else ""
+    last = ""
+    if segments and isinstance(segments[-1], str):
+        last = segments.pop()  # type: ignore[assignment]
     bare = last.rstrip(" ")
     encode = processor.tokenizer.encode_text
     bare_ids = encode(bare)
@@ -175,7 +177,8 @@ def _score_rest(
     inputs, targets, is_scored = inputs.to(device), targets.to(device), is_scored.to(device)
     own_cache = DynamicCache(config=model.config)
     for layer_index, layer in enumerate(cache.layers):
-        own_cache.update(layer.keys[index], layer.values[index], layer_index)
+        keys, values = layer.keys[index], layer.values[index]  # type: ignore[union-attr, index]
+        own_cache.update(keys, values, layer_index)
     mask = torch.cat((prompt_mask[index], torch.ones_like(inputs)), dim=1)
     logits = model(input_ids=inputs, attention_mask=mask, past_key_values=own_cache).logits
     log_probs = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]

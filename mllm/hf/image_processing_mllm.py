@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from mllm.images import normalise, open_picture, to_pixels
+from mllm.images import Resize, normalise, open_picture, to_pixels
 
 Picture = Image.Image | bytes | Path | str | np.ndarray
 
@@ -24,7 +24,7 @@ class MllmImageProcessor(BaseImageProcessor):
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (an attribute of the base class)
 
-    def __init__(self, image_size: int = 224, resize: str = "squash", **settings: Any) -> None:
+    def __init__(self, image_size: int = 224, resize: Resize = "squash", **settings: Any) -> None:
         super().__init__(**settings)
         self.image_size = image_size
         self.resize = resize

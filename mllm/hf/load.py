@@ -1,6 +1,7 @@
 """Loads an export folder with the classes of this repository: data is read, no code is run."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ def load_export(
         raise UserError(f"{path}: no model here; write one with `mllm export RUN --out {path}`")
     try:
         config = MllmConfig.from_pretrained(path, local_files_only=True)
-        model, found = MllmForConditionalGeneration.from_pretrained(
+        loaded: Any = MllmForConditionalGeneration.from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -33,6 +34,7 @@ def load_export(
             use_safetensors=True,
             output_loading_info=True,
         )
+        model, found = loaded
         if missing := sorted(found["missing_keys"]):
             raise ValueError(f"{len(missing)} tensors missing, among them {missing[0]}")
         processor = load_processor(path)

@@ -23,7 +23,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     config_class = MllmConfig
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012
     base_model_prefix = ""
     _tied_weights_keys = {  # noqa: RUF012 (an attribute of the base class)
         "model.head.weight": "model.decoder.embed_tokens.weight"
@@ -94,12 +94,12 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: slots and pictures differ in number.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
+        if input_ids is not None and inputs_embeds is None:
             inputs_embeds = self._embed(
                 input_ids, image_slot_mask, pixel_values, mm_encoder_outputs or {}
             )
+        elif input_ids is not None or inputs_embeds is None:
+            raise ValueError("give either input_ids or inputs_embeds")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
@@ -123,12 +123,12 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
         return output.to_tuple() if return_dict is False else output
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: torch.Tensor, image_slot_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         # The mask does not grow with the text; `forward` finds the slots by their id. `generate`
         # checks its arguments against `forward` only if it sees a `**kwargs` of this very name.
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore
 
     def _embed(
         self,

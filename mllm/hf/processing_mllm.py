@@ -74,7 +74,8 @@ class MllmProcessor(ProcessorMixin):
 
     def encode(self, segments: list[PromptSegment]) -> EncodedPrompt:
         """Ids of one row, `<s>` first. Each string is tokenised by itself, as in training."""
-        token_ids, pictures = [BOS_ID], []
+        token_ids: list[int] = [BOS_ID]
+        pictures: list[Picture] = []
         for segment in segments:
             if isinstance(segment, str):
                 token_ids += self.tokenizer.encode_text(segment)

@@ -75,7 +75,11 @@ class MllmTokenizer(PreTrainedTokenizer):
         return self._decode([self._convert_token_to_id_with_added_voc(token) for token in tokens])
 
     def _decode(
-        self, token_ids: int | list[int], skip_special_tokens: bool = False, **settings: Any
+        self,
+        token_ids: int | list[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **settings: Any,
     ) -> str:
         """Text of `token_ids`; special tokens appear by name unless they are skipped.
 
@@ -84,7 +88,8 @@ class MllmTokenizer(PreTrainedTokenizer):
         """
         if isinstance(token_ids, int):
             token_ids = [token_ids]
-        text, run = [], []
+        text: list[str] = []
+        run: list[int] = []
         for token_id in token_ids:
             if token_id >= NUM_SPECIALS:
                 run.append(token_id)
