@@ -25,7 +25,7 @@ from mllm.report.curves import MAX_POINTS, binned, chart, series, smoothed
 from mllm.report.inputs import labels, read_json_lines, read_runs
 from mllm.report.markup import h
 from mllm.report.samples import in_drawn_order, is_right, probabilities
-from mllm.report.scores import verdict
+from mllm.report.verdict import verdict
 
 COLORS = ("red", "green", "blue", "black", "white")
 SOURCES = {"pairs": 3.2, "interleaved": 3.9, "text": 4.4, "vqa": 1.2}
@@ -496,6 +496,15 @@ def test_a_score_that_a_wrong_picture_does_not_lower_is_not_called_above() -> No
     assert result.word == "unseen"
     assert "no better than when shown the wrong picture" in result.text
     assert "the blind control is above chance" in result.text
+
+
+def test_numbers_that_could_not_be_computed_are_dashes(world: World, tmp_path: Path) -> None:
+    lost = NAMING | {"se": None, "baselines": {"pixel neighbour": None}, "majority": None}
+    lost |= {"blind": {"score": None, "se": None, "n": 500}}
+    eval_dir = write_eval(tmp_path / "eval", [lost, lost | {"score": None, "num_shots": 2}])
+    seen = Tags(page(tmp_path / "a.html", world.run, "--eval", eval_dir)).visible
+    assert "± –, 500 pictures" in seen and "Better than chance (20.0)" in seen
+    assert "not computed" in seen.lower()
 
 
 def test_lower_is_better_for_losses() -> None:

@@ -4,8 +4,8 @@ inputs.py   reads run folders, results.json, samples.jsonl, the corpus report, t
 scores.py   each score beside its controls, and a verdict in words
 samples.py  pictures drawn by seed, with what the model said about them
 curves.py   matplotlib curves as inline SVG that follows the page's colours
-sections.py the other parts of the page, one function each
 page.py     puts the sections in order; style.py is its look, markup.py escapes everything
+training.py, charts.py, corpus.py and closing.py are the other sections, verdict.py the words
 """
 
 from mllm.report.command import main

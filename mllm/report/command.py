@@ -15,7 +15,7 @@ from mllm.report.inputs import (
     read_times,
 )
 from mllm.report.page import Inputs, build
-from mllm.report.scores import verdict
+from mllm.report.verdict import verdict
 
 EXAMPLES = """examples:
   mllm report runs/demo/vision runs/demo/pretrain --eval runs/demo/eval \\

@@ -86,3 +86,21 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def share_bar(share: float) -> Markup:
+    return h(
+        "span",
+        h("span", h("i", style=f"width:{100 * share:.1f}%"), class_="bar"),
+        h("span", f"{100 * share:.1f} %", class_="value"),
+        class_="share",
+    )
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def words(key: str) -> str:
+    text = key.replace("_", " ")
+    return text[:1].upper() + text[1:]

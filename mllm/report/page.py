@@ -4,19 +4,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mllm.report.charts import curve_section
+from mllm.report.closing import limits_section, settings_section, times_section
+from mllm.report.corpus import corpus_section
 from mllm.report.inputs import Export, Run, Times
 from mllm.report.markup import Markup, h, render
 from mllm.report.samples import picture_section
-from mllm.report.scores import Cell, headline, score_section
-from mllm.report.sections import (
-    corpus_section,
-    curve_section,
-    limits_section,
-    settings_section,
-    times_section,
-    training_section,
-)
+from mllm.report.scores import headline, score_section
 from mllm.report.style import CSS
+from mllm.report.training import training_section
+from mllm.report.verdict import Cell
 
 # Nothing may be loaded or run: a second wall behind the escaping.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -17,7 +17,7 @@ from typing import Any
 from mllm.errors import BadSample, UserError
 from mllm.report.inputs import read_json_lines
 from mllm.report.markup import Child, Markup, h, join
-from mllm.report.scores import SPLITS, SUITES, Cell
+from mllm.report.verdict import SPLITS, SUITES, Cell
 
 MAX_SIDE = 160  # pixels of a picture on the page
 NUM_FAILURES = 4  # shown after the draw, the next in the same order
