@@ -78,6 +78,7 @@ def run_cell(task: Task, model: Model, options: CellOptions, out_dir: Path) -> d
             lengths = [_answer_tokens(task, prompt, model) for prompt in prompts[seed]]
             check_budget(prompts[seed], lengths, model)
     settings = _settings(task, model, queries, options)
+    baselines = task.baselines(queries, model)  # before asking, so that missing data shows
     folder = out_dir / task.folder / f"k{options.num_shots}"
     rows, per_seed = {}, []
     for seed in seeds:
@@ -98,7 +99,6 @@ def run_cell(task: Task, model: Model, options: CellOptions, out_dir: Path) -> d
     blind = None
     if task.has_images and options.is_blind:
         blind = _blind(task, model, prompts[seeds[0]], folder, settings, seeds[0], options)
-    baselines = task.baselines(queries, model)
     scores = [entry["score"] for entry in per_seed]
     score, se = sum(scores) / len(scores), _pooled_se(rows, per_seed, task)
     asked_ms = sum(row["ms"] for seed in seeds for row in rows[seed])

@@ -34,8 +34,8 @@ class CellSpec:
 
 
 # Sizes that keep `demo` near 100 s for a 10M-parameter model on two CPU cores.
-LIMITS = {"naming": 500, "caption": 150, "easy_vqa": 500, "text_loss": 100}
-FEWSHOT_LIMITS = {"naming": 150, "caption": 50, "easy_vqa": 150}
+LIMITS = {"naming": 500, "caption": 100, "easy_vqa": 500, "text_loss": 64}
+FEWSHOT_LIMITS = {"naming": 120, "caption": 40, "easy_vqa": 120}
 ZEROSHOT = tuple(CellSpec(task, 0, LIMITS[task]) for task in TASKS)
 FEWSHOT_SHOTS = (0, 2, 4)
 
