@@ -34,7 +34,8 @@ def training_section(runs: list[Run], export: Export | None) -> Markup:
                 "A vision encoder turns a picture into a few vectors, which take places among the "
                 "word vectors of a text decoder; the decoder learns to predict the next piece of "
                 "text (a token) after any mix of text and pictures. This is the architecture of "
-                "KOSMOS-1, here trained from random numbers: nothing was pre-trained elsewhere.",
+                "KOSMOS-1. A stage starts from random numbers unless it is said to begin with other "
+                "weights.",
             ),
             h("ol", [h("li", stage_words(run)) for run in runs]) if runs else None,
             run_table(runs) if runs else None,
@@ -62,7 +63,7 @@ def stage_words(run: Run) -> list[Any]:
     what = "followed instructions" if stage == "instruct" else "learnt to predict text"
     sources = ", ".join(run.tokens_by_source)
     material = f" from {sources}" if sources else ""
-    return [name, f": the whole model {what}{material}{size}. {progress(run).capitalize()}.{begun}"]
+    return [name, f": the model {what}{material}{size}. {progress(run).capitalize()}.{begun}"]
 
 
 def run_table(runs: list[Run]) -> Markup:
