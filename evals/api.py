@@ -72,10 +72,11 @@ class Prompt:
         for segments in (*(shot.segments for shot in self.shots), self.query.segments):
             digest.update(b"\x1e")
             for segment in segments:
-                is_text = isinstance(segment, TextSegment)
-                body = segment.text.encode() if is_text else segment.data
-                digest.update(b"T" if is_text else b"I")
-                digest.update(hashlib.sha256(body).digest())
+                match segment:
+                    case TextSegment(text):
+                        digest.update(b"T" + hashlib.sha256(text.encode()).digest())
+                    case ImageSegment(data):
+                        digest.update(b"I" + hashlib.sha256(data).digest())
         return digest.hexdigest()[:16]
 
 

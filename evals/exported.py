@@ -82,7 +82,7 @@ class ExportedModel:
                 "max_new_tokens": first.max_new_tokens,
             }
         )
-        rows = self.model.generate(**inputs, generation_config=config)
+        rows = self.model.generate(**inputs, generation_config=config)  # type: ignore[misc]
         answers = rows[:, inputs["input_ids"].shape[1] :].tolist()
         return [self._generated(token_ids) for token_ids in answers]
 
