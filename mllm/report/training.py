@@ -34,7 +34,7 @@ def training_section(runs: list[Run], export: Export | None) -> Markup:
                 "A vision encoder turns a picture into a few vectors, which take places among the "
                 "word vectors of a text decoder; the decoder learns to predict the next piece of "
                 "text (a token) after any mix of text and pictures. This is the architecture of "
-                "KOSMOS-1. A stage starts from random numbers unless it is said to begin with other "
+                "KOSMOS-1. A stage starts from random numbers unless said to begin with other "
                 "weights.",
             ),
             h("ol", [h("li", stage_words(run)) for run in runs]) if runs else None,
