@@ -1,0 +1,131 @@
+"""The verbs as a user meets them: the installed command, its exit code, its one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from corpora.command import main
+from corpora.document import Document, ImageSegment, TextSegment
+from corpora.index import build_index
+from corpora.lint import lint
+from corpora.shards import ShardWriter
+from corpora.stats import stats
+from mllm.errors import UserError
+
+from .conftest import square
+from .test_index import write_tar
+
+
+def mllm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mllm.cli", "corpora", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_truncated_shard_is_one_line_and_exit_code_two(corpus_dir):
+    os.truncate(corpus_dir / "shard-000001.tar", 3000)
+    for verb in ("index", "lint", "stats"):
+        result = mllm(verb, corpus_dir)
+        assert result.returncode == 2
+        assert result.stdout == ""
+        assert result.stderr.count("\n") == 1
+        assert result.stderr.startswith("mllm: error: ")
+        assert "shard-000001.tar" in result.stderr
+
+
+def test_json_is_one_object_on_stdout(corpus_dir):
+    result = mllm("stats", corpus_dir, "--json")
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["samples"] == 25
+
+
+def test_lint_names_every_planted_fault(tmp_path, capsys):
+    image = square("red")
+    members = [
+        ("good.png", image),
+        ("good.txt", b"red"),
+        ("cut.png", image[:40]),
+        ("cut.txt", b"cut"),
+        ("latin.txt", b"\xe9"),
+        ("empty.txt", b""),
+        ("twin.png", image),
+        ("twin.txt", b"red"),
+        ("good.txt", b"again"),
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    build_index(tmp_path)
+    report = lint(tmp_path)
+    assert report.errors == {"broken picture": 1, "no document": 1, "empty": 1}
+    assert report.warnings == {"same content": 1, "duplicate key": 1}
+    assert any("a.tar cut: broken picture: image 0" in example for example in report.examples)
+    assert main(["lint", str(tmp_path)]) == 2
+    assert "error: broken picture: 1" in capsys.readouterr().out
+
+
+def test_lint_sees_content_changed_behind_the_index(corpus_dir):
+    shard = corpus_dir / "shard-000000.tar"
+    data = shard.read_bytes()
+    assert b"square 0" in data
+    shard.write_bytes(data.replace(b"square 0", b"SQUARE 0"))
+    assert lint(corpus_dir).errors == {"index is stale": 1}
+
+
+def test_a_good_corpus_passes(corpus_dir, capsys):
+    assert main(["lint", str(corpus_dir)]) == 0
+    assert "every sample can be used" in capsys.readouterr().out
+
+
+def test_stats_count_what_is_there(tmp_path):
+    picture = ImageSegment(square("red", 8))
+    wide = ImageSegment(square("blue", 20))
+    with ShardWriter(tmp_path / "c") as writer:
+        writer.write(Document("a", (TextSegment("one two three"),), {"source": "x"}))
+        writer.write(Document("b", (picture, TextSegment("fünf")), {"source": "x"}))
+        writer.write(Document("c", (picture, TextSegment("a"), wide), {"source": "y"}))
+        writer.write(Document("d", (wide,)))
+    figures = stats(tmp_path / "c")
+    assert figures["samples"] == 4
+    assert figures["kinds"] == {
+        "text": 1,
+        "one picture and text": 1,
+        "several pictures and text": 1,
+        "pictures only": 1,
+        "unusable": 0,
+    }
+    assert figures["sources"] == {"x": 2, "y": 1, "(not said)": 1}
+    assert figures["text_bytes"]["sum"] == 13 + 5 + 1
+    assert figures["words"]["sum"] == 5
+    assert figures["images"]["sum"] == 4
+    assert figures["images"]["width"]["p0"] == 8
+    assert figures["images"]["width"]["p100"] == 20
+
+
+def test_index_says_what_is_bad_and_where_it_lies(tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", [("a.txt", b"x"), ("b.json", b"{")])
+    assert main(["index", str(tmp_path), "--index-dir", str(tmp_path / "i"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["samples"] == 2
+    assert result["bad_samples"] == 1
+    assert result["index"] == str(tmp_path / "i")
+
+
+def test_a_full_disk_is_one_line(corpus_dir, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "x.json")
+
+    monkeypatch.setattr("corpora.index._consolidate", full)
+    with pytest.raises(UserError, match=r"x.json: no space left on the disk"):
+        main(["index", str(corpus_dir)])
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["lint"], ["demo", "--smal"]])
+def test_a_wrong_command_line_is_a_user_error(arguments):
+    with pytest.raises(UserError, match="--help"):
+        main(arguments)
