@@ -62,11 +62,12 @@ def deepspeed_config(config: Config, precision: str, world_size: int) -> dict[st
     train = config.train
     rows = world_size * train.micro_batch_size
     if train.global_batch_size % rows:
-        below = max(rows, train.global_batch_size // rows * rows)
+        below = train.global_batch_size // rows * rows
+        nearest = " or ".join(str(size) for size in (below, below + rows) if size)
         raise UserError(
             f"train.global_batch_size {train.global_batch_size} is no multiple of {world_size} "
             f"ranks x train.micro_batch_size {train.micro_batch_size}; "
-            f"use {below} or {(train.global_batch_size // rows + 1) * rows}"
+            f"use {nearest}"
         )
     if precision == "bf16" and config.zero.stage == 0:
         raise UserError(

@@ -1,0 +1,171 @@
+"""Training runs that several tests look at, all in one launch: starting ranks is what costs.
+
+    deepspeed --num_accelerators 2 tests/scenarios.py WORLD OUT
+    python tests/scenarios.py WORLD OUT
+
+WORLD is the tiny world of conftest.py. Each scenario is a run folder in OUT; OUT/rN.json says how
+each ended.
+"""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mllm import dist
+from mllm.config import Config, parse_config
+from mllm.engine import init_distributed
+from mllm.errors import UserError
+from mllm.stop import STOP_FILE
+from mllm.train import train
+
+MODEL = {
+    "vocab_size": 360,
+    "seq_len": 128,
+    "model_dim": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "ffn_dim": 96,
+    "num_latents": 4,
+    "dropout": 0.1,
+    "attention_dropout": 0.0,
+    "vision": {
+        "image_size": 24,
+        "patch_size": 8,
+        "width": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "mlp_dim": 64,
+    },
+}
+
+
+def pretrain_config(world: Path, run_dir: Path) -> Config:
+    """Text, pairs, interleaved and VQA; the text rows leave ranks without pictures."""
+    sources = [("pairs", 0.3), ("text", 0.4), ("interleaved", 0.15), ("vqa", 0.15)]
+    return parse_config(
+        {
+            "run_dir": str(run_dir),
+            "tokenizer": str(world / "tokenizer"),
+            "data": {
+                "mixture": [
+                    {"name": name, "path": str(world / name), "weight": weight}
+                    for name, weight in sources
+                ],
+                "augment": True,
+            },
+            "model": MODEL,
+            "train": {
+                "num_steps": 6,
+                "micro_batch_size": 1,
+                "global_batch_size": 4,
+                "precision": "fp32",
+                "peak_lr": 3e-3,
+                "warmup_steps": 2,
+                "vision_lr_scale": 0.5,
+                "checkpoint_every": 3,
+                "keep_checkpoints": 9,
+            },
+        },
+        "the tests' config",
+    )
+
+
+def vision_config(world: Path, run_dir: Path, micro_batch_size: int) -> Config:
+    config = pretrain_config(world, run_dir)
+    source = replace(config.data.mixture[0], weight=1.0)
+    return replace(
+        config,
+        stage="vision",
+        data=replace(config.data, mixture=[source]),
+        contrastive=replace(
+            config.contrastive, text_width=32, text_layers=1, text_heads=2, embed_dim=16
+        ),
+        train=replace(
+            config.train,
+            micro_batch_size=micro_batch_size,
+            global_batch_size=12,
+            train_last_blocks=2,
+        ),
+    )
+
+
+def without_dropout(config: Config) -> Config:
+    """Dropout masks differ between splits of a batch; the equalities over splits are for none."""
+    return replace(config, model=replace(config.model, dropout=0.0))
+
+
+def with_stage(config: Config, stage: int, precision: str = "fp32") -> Config:
+    return replace(
+        config,
+        zero=replace(config.zero, stage=stage),
+        train=replace(config.train, precision=precision),
+    )
+
+
+def main(world: Path, out: Path) -> None:
+    dist.set_up_environment()
+    init_distributed()
+    size = dist.world_size()
+    codes: dict[str, object] = {}
+
+    def run(name: str, config: Config) -> None:
+        try:
+            codes[name] = train(config)
+        except UserError as error:
+            codes[name] = str(error)
+        dist.barrier()
+
+    def base(name: str) -> Config:
+        return pretrain_config(world, out / name)
+
+    for stage in (0, 1, 2, 3):
+        run(f"zero{stage}-{size}", with_stage(without_dropout(base(f"zero{stage}-{size}")), stage))
+    run(f"bf16-{size}", with_stage(without_dropout(base(f"bf16-{size}")), 1, "bf16"))
+    if size == 1:
+        whole = without_dropout(base("one-micro-step"))
+        whole = replace(whole, train=replace(whole.train, micro_batch_size=4))
+        run("one-micro-step", whole)
+        run("bf16-zero0", with_stage(base("bf16-zero0"), 0, "bf16"))
+    run(f"vision-{size}", vision_config(world, out / f"vision-{size}", 12 // size))
+
+    # Resume: the whole run, then its copy without the second half.
+    run(f"whole-{size}", base(f"whole-{size}"))
+    if dist.rank() == 0:
+        shutil.copytree(out / f"whole-{size}", out / f"resumed-{size}")
+        shutil.rmtree(out / f"resumed-{size}" / "checkpoints" / "step-00000006")
+    dist.barrier()
+    run(f"resumed-{size}", base(f"resumed-{size}"))
+
+    # Stopped by request after its first step, then continued.
+    stopped = base(f"stopped-{size}")
+    _stop_at_first_step(out / f"stopped-{size}", lambda: run(f"stopped-{size}", stopped))
+    codes[f"stopped-{size}-again"] = train(stopped)
+    if dist.rank() == 0:
+        (out / f"r{size}.json").write_text(json.dumps(codes))
+
+
+def _stop_at_first_step(run_dir: Path, start) -> None:  # type: ignore[no-untyped-def]
+    """Asks for a stop as soon as the run has cleared old requests: on its first metrics line."""
+    from mllm import metrics
+
+    write = metrics.MetricsLog.write
+
+    def write_and_ask(self, values):  # type: ignore[no-untyped-def]
+        write(self, values)
+        if dist.rank() == 0:
+            (run_dir / STOP_FILE).touch()
+
+    metrics.MetricsLog.write = write_and_ask
+    try:
+        start()
+    finally:
+        metrics.MetricsLog.write = write
+
+
+if __name__ == "__main__":
+    paths = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    main(Path(paths[0]), Path(paths[1]))

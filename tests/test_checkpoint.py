@@ -1,0 +1,127 @@
+"""Whole or not there: manifests, flipped bytes, half-written folders, a full disk."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mllm import checkpoint
+from mllm.checkpoint import TrainState, init_from, latest, newest_valid, problem_of, save
+from mllm.errors import UserError
+
+
+class FakeEngine:
+    """Writes what an engine would write; `disk_is_full` makes it fail as a full disk does."""
+
+    disk_is_full = False
+
+    def save(self, folder: Path, tag: str) -> None:
+        (folder / tag).mkdir()
+        (folder / tag / "states.pt").write_bytes(b"\0" * 100)
+        if self.disk_is_full:
+            raise OSError(28, "No space left on device")
+
+    def full_state_dict(self, saved: Path, tag: str) -> dict[str, torch.Tensor]:
+        return {"model.a": torch.arange(4.0), "model.head.weight": torch.zeros(2)}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    for step in (10, 20):
+        assert save(tmp_path, FakeEngine(), TrainState(step=step), {"sizes": 1}, keep=2)
+    return tmp_path
+
+
+def test_the_newest_is_found_old_ones_are_pruned_and_ties_are_stored_once(run_dir: Path) -> None:
+    save(run_dir, FakeEngine(), TrainState(step=30), {}, keep=2)
+    names = [path.name for path in checkpoint.checkpoints(run_dir / "checkpoints")]
+    assert names == ["step-00000020", "step-00000030"]
+    assert newest_valid(run_dir).name == "step-00000030"
+    assert (run_dir / "checkpoints" / "latest").read_text() == "step-00000030\n"
+    manifest = json.loads((newest_valid(run_dir) / "manifest.json").read_text())
+    assert sorted(manifest) == [
+        "deepspeed/states.pt",
+        "model.safetensors",
+        "model_config.json",
+        "state.json",
+    ]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "deepspeed/states.pt", "state.json"])
+def test_a_flipped_byte_is_found_and_the_checkpoint_before_is_used(
+    run_dir: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run_dir / "checkpoints" / "step-00000020" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert newest_valid(run_dir).name == "step-00000010"
+    assert name in capsys.readouterr().out
+
+
+def test_missing_short_and_manifestless_files_are_found(run_dir: Path) -> None:
+    newest = run_dir / "checkpoints" / "step-00000020"
+    (newest / "deepspeed" / "states.pt").write_bytes(b"\0" * 99)
+    assert "99 bytes" in problem_of(newest)
+    (newest / "deepspeed" / "states.pt").unlink()
+    assert "missing" in problem_of(newest)
+    (newest / "manifest.json").unlink()
+    assert "manifest" in problem_of(newest)
+
+
+def test_a_folder_that_a_kill_left_half_written_is_not_taken_for_a_checkpoint(
+    run_dir: Path,
+) -> None:
+    shutil.copytree(
+        run_dir / "checkpoints" / "step-00000020", run_dir / "checkpoints" / ".tmp-step-00000030"
+    )
+    assert newest_valid(run_dir).name == "step-00000020"
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_and_training_goes_on(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = FakeEngine()
+    engine.disk_is_full = True
+    assert not save(run_dir, engine, TrainState(step=30), {}, keep=2)
+    assert "No space left" in capsys.readouterr().out
+    assert newest_valid(run_dir).name == "step-00000020"
+    assert not list((run_dir / "checkpoints").glob(".tmp*"))
+
+
+def test_no_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint in"):
+        latest(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint in"):
+        latest(tmp_path / "absent")
+
+
+class Holder(torch.nn.Module):
+    def __init__(self, size: int):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.zeros(size))
+        self.b = torch.nn.Parameter(torch.zeros(1))
+
+
+def test_init_from_copies_equal_names_and_tells_the_rest(run_dir: Path) -> None:
+    module = Holder(4)
+    copied, missing = init_from(module, run_dir)
+    assert (copied, missing) == (1, ["b"])
+    assert module.a.tolist() == [0, 1, 2, 3]
+
+
+def test_init_from_an_export_folder(tmp_path: Path) -> None:
+    save_file({"model.a": torch.ones(4)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    module = Holder(4)
+    assert init_from(module, tmp_path)[0] == 1 and module.a.tolist() == [1] * 4
+
+
+def test_init_from_refuses_other_shapes_and_strangers(run_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"a has shape \[4\], the model \[5\]"):
+        init_from(Holder(5), run_dir)
+    with pytest.raises(UserError, match="no tensor of it"):
+        init_from(torch.nn.Linear(2, 2), run_dir)

@@ -1,0 +1,123 @@
+"""Configs: typos, types, contradictions, overrides, and what a run folder may continue with."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mllm.config import changed_keys, load_config, parse_config
+from mllm.engine import deepspeed_config, resolve_precision, zero_settings
+from mllm.errors import UserError
+from mllm.optim import learning_rate
+from mllm.run_folder import continue_folder
+
+CONFIGS = sorted((Path(__file__).parent.parent / "mllm" / "configs").glob("*.yaml"))
+MINIMAL = {"run_dir": "r", "tokenizer": "t"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_in_the_repository_loads_and_opens_with_its_command(path: Path) -> None:
+    config = load_config(path)
+    assert parse_config(config.to_dict(), "again") == config
+    header = path.read_text().split("run_dir")[0]
+    assert f"mllm/train.py mllm/configs/{path.name}" in header and "Hardware" in header
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trian": {}}, "unknown key trian; did you mean train?"),
+        ({"train": {"num_step": 3}}, "unknown key train.num_step; did you mean train.num_steps?"),
+        ({"model": {"vision": {"with": 3}}}, "did you mean model.vision.width?"),
+        ({"data": {"mixture": [{"nam": "x"}]}}, "data.mixture[0].nam"),
+        ({"train": {"num_steps": "many"}}, "train.num_steps"),
+        ({"train": {"precision": "bf17"}}, "train.precision"),
+        ({"train": {"micro_batch_size": 3, "global_batch_size": 8}}, "micro_batch_size 3"),
+        ({"data": {"mixture": [{"name": "x", "path": "p", "weight": -1}]}}, "weight -1"),
+        ({"model": {"model_dim": 100, "num_heads": 3}}, "num_heads 3"),
+        ({"zero": {"stage": 4}}, "zero.stage"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_file_and_key(changes: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config(MINIMAL | changes, "some.yaml")
+    assert str(caught.value).startswith("some.yaml: ") and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(UserError, match="tokenizer"):
+        parse_config({"run_dir": "r"}, "some.yaml")
+
+
+def test_overrides_are_yaml_values_at_dotted_keys(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    config = load_config(path, ["train.peak_lr=1e-3", "model.vision.width=64", "seed=7"])
+    assert config.train.peak_lr == 1e-3 and config.model.vision.width == 64 and config.seed == 7
+    for wrong in ("train.num_steps", "=3", "seed.x=1"):
+        with pytest.raises(UserError):
+            load_config(path, [wrong])
+
+
+@pytest.mark.parametrize("text", ["a: [", "", "- 1", "\x00"])
+def test_files_that_are_no_config_are_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert "c.yaml" in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="absent"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_a_run_folder_keeps_what_matters_and_lets_the_rest_change(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    config = parse_config(MINIMAL | {"run_dir": str(run_dir)}, "c")
+    first = continue_folder(run_dir, config, "fp32")
+    assert first.train.precision == "fp32"
+    # `auto` means what the run began with, whatever this machine would choose.
+    assert continue_folder(run_dir, config, "bf16").train.precision == "fp32"
+    moved = replace(config, train=replace(config.train, checkpoint_every=7))
+    assert continue_folder(run_dir, moved, "fp32").train.checkpoint_every == 7
+    with pytest.raises(UserError, match=r"train.peak_lr differs from .*config.yaml"):
+        continue_folder(run_dir, replace(config, train=replace(config.train, peak_lr=1.0)), "fp32")
+
+
+def test_changed_keys_names_the_leaves() -> None:
+    old = {"a": 1, "b": {"c": 2, "d": 3}}
+    assert changed_keys(old, {"a": 1, "b": {"c": 9, "d": 3}}) == ["b.c"]
+
+
+def test_world_sizes_that_do_not_divide_name_the_nearest_that_do() -> None:
+    config = parse_config(MINIMAL | {"train": {"micro_batch_size": 4}}, "c")
+    with pytest.raises(UserError, match="use 12$"):
+        deepspeed_config(config, "fp32", 3)
+    larger = replace(config, train=replace(config.train, global_batch_size=32))
+    with pytest.raises(UserError, match="use 24 or 36$"):
+        deepspeed_config(larger, "fp32", 3)
+
+
+def test_zero_config_and_stage_must_agree(tmp_path: Path) -> None:
+    path = tmp_path / "z.json"
+    path.write_text('{"zero_optimization": {"stage": 2}}')
+    config = parse_config(MINIMAL | {"zero": {"stage": 3, "config": str(path)}}, "c")
+    with pytest.raises(UserError, match=r"zero\.stage is 3 but .* has stage 2"):
+        zero_settings(config)
+
+
+def test_fp16_is_refused_without_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="fp16 needs an accelerator"):
+        resolve_precision("fp16")
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_schedule_rises_to_its_peak_and_ends_where_it_should(schedule: str) -> None:
+    train = {"num_steps": 100, "warmup_steps": 10, "schedule": schedule, "peak_lr": 0.5}
+    config = parse_config(MINIMAL | {"train": train}, "c").train
+    rates = [learning_rate(config, applied) for applied in range(100)]
+    assert rates[:10] == pytest.approx([0.05 * (i + 1) for i in range(10)])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(0.5 if schedule == "constant" else 0.0)

@@ -1,0 +1,111 @@
+"""Real DeepSpeed on one and two CPU ranks: equalities over stages, splits and resumes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import World
+
+SCENARIOS = Path(__file__).with_name("scenarios.py")
+
+
+@pytest.fixture(scope="session")
+def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of finished runs: the scenarios on one rank and, by the launcher, on two."""
+    out = tmp_path_factory.mktemp("runs")
+    launcher = Path(sys.executable).with_name("deepspeed")
+    for command in ([sys.executable], [str(launcher), "--num_accelerators", "2"]):
+        done = subprocess.run(
+            [*command, str(SCENARIOS), str(world.root), str(out)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return out
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in lines(run_dir)]
+
+
+def codes(runs: Path) -> dict[str, Any]:
+    return json.loads((runs / "r1.json").read_text()) | json.loads((runs / "r2.json").read_text())
+
+
+def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "checkpoints" / "step-00000006" / "model.safetensors")
+
+
+def test_losses_fall(runs: Path) -> None:
+    values = losses(runs / "whole-1")
+    assert len(values) == 6 and values[-1] < values[0] - 0.5
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["zero0-1", "zero2-1", "zero3-1", "one-micro-step"] + [f"zero{stage}-2" for stage in range(4)],
+)
+def test_zero_stages_and_splits_agree_in_fp32(runs: Path, other: str) -> None:
+    """1 rank x 4 micro-steps = 1 x 1 = 2 x 2, ZeRO 0 = 1 = 2 = 3."""
+    ours, theirs = losses(runs / "zero1-1"), losses(runs / other)
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-5
+
+
+def test_bf16_follows_fp32_and_its_splits_agree(runs: Path) -> None:
+    one, two, fp32 = (losses(runs / name) for name in ("bf16-1", "bf16-2", "zero1-1"))
+    assert all(abs(a / b - 1) < 2e-3 for a, b in zip(one, two, strict=True))
+    assert all(abs(a / b - 1) < 1e-2 for a, b in zip(one, fp32, strict=True))
+
+
+def test_bf16_with_stage_0_is_refused(runs: Path) -> None:
+    assert "bf16 with zero.stage 0" in codes(runs)["bf16-zero0"]
+
+
+def test_some_micro_batches_had_no_picture(runs: Path) -> None:
+    """Else the equalities above would say nothing of text-only batches."""
+    assert any(line["images"] == 0 or line["images"] < 4 for line in lines(runs / "zero3-2"))
+
+
+def test_two_ranks_contrast_like_one(runs: Path) -> None:
+    one, two = losses(runs / "vision-1"), losses(runs / "vision-2")
+    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-4
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(runs: Path, world_size: int) -> None:
+    whole, resumed = runs / f"whole-{world_size}", runs / f"resumed-{world_size}"
+    assert losses(resumed) == losses(whole)
+    assert [line["step"] for line in lines(resumed)] == [1, 2, 3, 4, 5, 6]
+    discarded = (resumed / "metrics.jsonl.discarded").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in discarded] == [4, 5, 6]
+    a, b = final_weights(whole), final_weights(resumed)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_stop_request_saves_exits_75_and_the_rest_follows(runs: Path, world_size: int) -> None:
+    name = f"stopped-{world_size}"
+    assert codes(runs)[name] == 75
+    assert codes(runs)[f"{name}-again"] == 0
+    assert (runs / name / "checkpoints" / "step-00000001").is_dir()
+    assert losses(runs / name) == losses(runs / f"whole-{world_size}")
+
+
+def test_frozen_blocks_stay_and_the_last_one_moves(runs: Path) -> None:
+    checkpoints = runs / "whole-1" / "checkpoints"
+    early = load_file(checkpoints / "step-00000003" / "model.safetensors")
+    late = load_file(checkpoints / "step-00000006" / "model.safetensors")
+    blocks = "vision.vision_model.encoder.layers"
+    for name in early:
+        is_frozen = name.startswith("vision.") and not name.startswith(
+            (f"{blocks}.1.", "vision.vision_model.post_layernorm")
+        )
+        assert torch.equal(early[name], late[name]) == is_frozen, name
