@@ -124,11 +124,19 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def prepare_inputs_for_generation(  # type: ignore[override]
-        self, input_ids: torch.Tensor, image_slot_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        inputs_embeds: torch.Tensor | None = None,
+        image_slot_mask: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         # The mask does not grow with the text; `forward` finds the slots by their id. `generate`
-        # checks its arguments against `forward` only if it sees a `**kwargs` of this very name.
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore
+        # reads this signature: it looks for `inputs_embeds`, and for a `**kwargs` of that name.
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,  # type: ignore[arg-type]
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
 
     def _embed(
         self,
