@@ -221,23 +221,33 @@ class Builder:
                     self.pictures[vendor.name, concept.id] = image
                 else:
                     self.report.dropped[f"concept without a picture of {vendor.name}"] += 1
-        names = [vendor.name for vendor in TRAINING_VENDORS]
+        self.drop_pictures_of_held_out_concepts()
         for concept in self.trained_concepts:
-            found = [
-                (n, self.pictures[n, concept.id]) for n in names if (n, concept.id) in self.pictures
-            ]
-            validation = self.validation_vendor(concept, [name for name, _ in found])
-            self.training_pictures[concept.id] = [
-                (n, image) for n, image in found if n != validation
-            ]
+            found = {
+                vendor.name: self.pictures[vendor.name, concept.id]
+                for vendor in TRAINING_VENDORS
+                if (vendor.name, concept.id) in self.pictures
+            }
+            validation = self.validation_vendor(concept, list(found))
+            found.pop(validation, None)
+            self.training_pictures[concept.id] = list(found.items())
         self.trained_concepts = [c for c in self.trained_concepts if self.training_pictures[c.id]]
         self.naming = naming.split(self.trained_concepts, self.held_out_concepts)
 
-    def validation_vendor(self, concept: Concept, vendors: list[str]) -> str | None:
-        """Whose picture of a concept is kept for validation, if any; one stays to train on."""
+    def drop_pictures_of_held_out_concepts(self) -> None:
+        """Drops trained concepts' pictures that show a held-out one: some share a drawing."""
+        ids = {concept.id for concept in self.held_out_concepts}
+        held_out = {image for (_, id_), image in self.pictures.items() if id_ in ids}
+        for place, image in list(self.pictures.items()):
+            if place[1] not in ids and image in held_out:
+                del self.pictures[place]
+                self.report.dropped["picture that is also a held-out concept's"] += 1
+
+    def validation_vendor(self, concept: Concept, vendors: list[str]) -> str:
+        """Whose picture of a concept is kept for validation, "" for none; one stays to train on."""
         is_validation = share("validation", concept.id) < VALIDATION_SHARE * len(vendors)
         if len(vendors) < 2 or not is_validation:
-            return None
+            return ""
         return shuffled(vendors, "validation vendor", concept.id)[0]
 
     # ---- pairs ----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from . import tiny_packages
 from .tiny_packages import NAMES, picture, write_wheels
 
 TRAINING = ("pairs", "interleaved", "text", "vqa")
-EXCLUDED = NAMES[5]
+EXCLUDED = NAMES[0]  # "big bako" holds it, and the last concept shares its drawing
 
 
 @pytest.fixture(scope="module")

