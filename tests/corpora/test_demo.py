@@ -21,7 +21,7 @@ from . import tiny_packages
 from .tiny_packages import NAMES, picture, write_wheels
 
 TRAINING = ("pairs", "interleaved", "text", "vqa")
-EXCLUDED = NAMES[0]  # "big bako" holds it, and the last concept shares its drawing
+EXCLUDED = NAMES[0]  # "big baba" holds it, and the last concept shares its drawing
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,15 @@ def test_questions_are_read_but_only_answers_are_scored(world):
             else:
                 start = "\nQuestion: " if number else "Question: "
                 assert segment.text.startswith(start) and segment.text.endswith("? Answer:")
+
+
+def test_an_excluded_shape_leaves_every_training_corpus(world, tmp_path):
+    (tmp_path / "names.txt").write_text("red circle\n")
+    build.build_demo(tmp_path / "out", world.cache, tmp_path / "names.txt")
+    vqa = documents(tmp_path / "out", "vqa/train", "vqa/validation", "eval/easy_vqa_support")
+    assert {int(document.key.split("-")[2]) % 2 for document in vqa} == {1}  # odd ones are blue
+    pairs = documents(tmp_path / "out", "pairs/train", "pairs/validation")
+    assert "An image of a red circle." not in {pair.segments[1].text for pair in pairs}
 
 
 def test_shape_pictures_are_captioned_from_their_own_answers(world):
