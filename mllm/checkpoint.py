@@ -67,9 +67,10 @@ def save(
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             problem = error
     failed = dist.all_reduce_sum([float(problem is not None)])[0]
+    weights = {} if failed else engine.full_state_dict()
     if not failed and dist.rank() == 0:
         try:
-            _finish(aside, final, engine, state, model_config)
+            _finish(aside, final, weights, state, model_config)
             _prune(folder, keep)
         except (OSError, RuntimeError) as error:
             problem = error
@@ -86,9 +87,12 @@ def save(
 
 
 def _finish(
-    aside: Path, final: Path, engine: Engine, state: TrainState, model_config: dict[str, Any]
+    aside: Path,
+    final: Path,
+    weights: dict[str, torch.Tensor],
+    state: TrainState,
+    model_config: dict[str, Any],
 ) -> None:
-    weights = engine.full_state_dict(aside, DEEPSPEED_TAG)
     weights = {name.removeprefix("model."): value for name, value in weights.items()}
     weights = {name: value.float().contiguous() for name, value in weights.items() if name != TIED}
     save_file(weights, aside / "model.safetensors")

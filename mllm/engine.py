@@ -163,16 +163,26 @@ class Engine:
         """Reads what `save` wrote at the same world size and ZeRO stage."""
         self._engine.load_checkpoint(str(folder), tag=tag)
 
-    def full_state_dict(self, saved: Path, tag: str) -> dict[str, torch.Tensor]:
-        """float32 weights of the whole module, from the files `save` just wrote. One rank suffices.
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
+        """float32 weights of the whole module, on the CPU; empty but on rank 0. All ranks call it.
 
         Under bf16 the true weights are the optimizer's fp32 copies, not the module's.
         """
-        if self.precision == "fp32" and self.stage < 3:
-            return {name: value.detach() for name, value in self.module.state_dict().items()}
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
 
-        return get_fp32_state_dict_from_zero_checkpoint(str(saved), tag=tag)
+        weights = {}
+        for name, parameter in self.module.named_parameters():
+            if self.stage == 0 or not parameter.requires_grad:
+                with GatheredParameters([parameter], enabled=self.stage == 3):
+                    value = parameter.detach().float().cpu().clone()
+            else:
+                value = safe_get_full_fp32_param(parameter)
+                assert value is not None, name
+                value = value.detach().float().cpu().clone()
+            if dist.rank() == 0:
+                weights[name] = value
+        return weights
 
 
 def init_distributed() -> None:

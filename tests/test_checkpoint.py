@@ -24,7 +24,7 @@ class FakeEngine:
         if self.disk_is_full:
             raise OSError(28, "No space left on device")
 
-    def full_state_dict(self, saved: Path, tag: str) -> dict[str, torch.Tensor]:
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
         return {"model.a": torch.arange(4.0), "model.head.weight": torch.zeros(2)}
 
 
