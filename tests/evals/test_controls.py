@@ -113,6 +113,9 @@ def test_question_only_answers_as_training_mostly_did(data_dir: Path, fake: Fake
     # 20 questions over 8 colours; training says red, which is right for vqa000, 008 and 016.
     assert baselines.others["question only"] == pytest.approx(15.0)
     assert baselines.majority == pytest.approx(15.0)
+    few = task.baselines([task.query("vqa000")], fake)
+    assert few.others["question only"] == 100.0
+    assert few.notes["question only, whole split"] == pytest.approx(15.0)
     assert baselines.chance == pytest.approx(100 / 3)  # red, blue and no were seen
 
 
