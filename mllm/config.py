@@ -50,14 +50,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    """The text tower and the batch of the vision stage."""
+    """The text side and the batch of the vision stage."""
 
-    text_width: int = 256
-    text_layers: int = 2
-    text_heads: int = 4
-    text_len: int = 24  # positions; longer captions are cut
     embed_dim: int = 256  # of the space where pictures and captions meet
+    text_len: int = 24  # tokens of a caption; longer ones are cut
+    caption_prefix: str = (
+        ""  # left off where a caption begins with it: what all share tells nothing
+    )
+    text_lr_scale: float = 10.0  # of the token embeddings, as a multiple of peak_lr
     initial_temperature: float = 0.07
+    group_size: int = 1  # neighbours in a corpus that stay together in a batch
 
 
 @dataclass(frozen=True)

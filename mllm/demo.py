@@ -127,8 +127,6 @@ SMALL_VISION = (
     "train.micro_batch_size=16",
     "train.global_batch_size=32",
     "train.warmup_steps=2",
-    "contrastive.text_width=64",
-    "contrastive.text_layers=1",
 )
 SMALL_PRETRAIN = ("train.num_steps=20", "train.warmup_steps=5", "train.validation_rows=4")
 

@@ -110,7 +110,7 @@ class Engine:
         self.grad_accum_steps: int = self.settings["gradient_accumulation_steps"]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(module, config.train),
+            optimizer=build_optimizer(module, config),
             config=self.settings,
         )
         self.module = module

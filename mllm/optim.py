@@ -1,37 +1,45 @@
 """Parameter groups and the learning-rate schedule."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
-from mllm.config import TrainConfig
+from mllm.config import Config, TrainConfig
 
 
-def parameter_groups(module: nn.Module, train: TrainConfig) -> list[dict]:
-    """Trainable parameters: the vision encoder's, then the rest, each with its own lr scale.
+def parameter_groups(module: nn.Module, config: Config) -> list[dict[str, Any]]:
+    """Trainable parameters in groups with an lr scale and a weight decay each.
 
-    Every one decays, LayerNorms and biases included, as in the paper's code.
+    Every parameter decays, LayerNorms and biases included, as in the paper's code; but not the
+    contrastive stage's token embeddings, whose rate is so high that they would fade.
     """
-    vision, rest = [], []
+    train = config.train
+    groups: dict[str, dict[str, Any]] = {
+        "vision": {"lr_scale": train.vision_lr_scale, "weight_decay": train.weight_decay},
+        "text embedding": {"lr_scale": config.contrastive.text_lr_scale, "weight_decay": 0.0},
+        "rest": {"lr_scale": 1.0, "weight_decay": train.weight_decay},
+    }
+    for group in groups.values():
+        group["params"] = []
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            is_vision = "vision" in name.split(".")
-            (vision if is_vision else rest).append(parameter)
-    groups = [
-        {"params": vision, "lr_scale": train.vision_lr_scale},
-        {"params": rest, "lr_scale": 1.0},
-    ]
-    return [group for group in groups if group["params"]]
+        if not parameter.requires_grad:
+            continue
+        if "vision" in name.split("."):
+            owner = "vision"
+        else:
+            owner = "text embedding" if name.endswith("text.embedding.weight") else "rest"
+        groups[owner]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
-def build_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+def build_optimizer(module: nn.Module, config: Config) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        parameter_groups(module, train),
-        lr=train.peak_lr,
-        betas=train.adam_betas,
-        eps=train.adam_eps,
-        weight_decay=train.weight_decay,
+        parameter_groups(module, config),
+        lr=config.train.peak_lr,
+        betas=config.train.adam_betas,
+        eps=config.train.adam_eps,
     )
 
 

@@ -173,10 +173,6 @@ def _vision(config: Config) -> Stage:
         model = ContrastiveModel(
             config.model.vision,
             vocab_size=config.model.vocab_size,
-            text_width=settings.text_width,
-            text_layers=settings.text_layers,
-            text_heads=settings.text_heads,
-            text_len=settings.text_len,
             embed_dim=settings.embed_dim,
             initial_temperature=settings.initial_temperature,
         )
@@ -223,7 +219,7 @@ def _zero_shot(config: Config, stream: PairStream) -> Validate:
             candidates = [document.meta["answer"], *document.meta["distractors"]]
             queries.append((stream.decode(document.segments[0].data), candidates))
     num_candidates = len(queries[0][1])
-    texts = [f"An image of {name}." for _, candidates in queries for name in candidates]
+    texts = [f"An image of {name}" for _, candidates in queries for name in candidates]
 
     def validate(objective: nn.Module) -> dict[str, float]:
         model = objective.module.model

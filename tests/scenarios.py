@@ -81,9 +81,7 @@ def vision_config(world: Path, run_dir: Path, micro_batch_size: int) -> Config:
         config,
         stage="vision",
         data=replace(config.data, mixture=[source]),
-        contrastive=replace(
-            config.contrastive, text_width=32, text_layers=1, text_heads=2, embed_dim=16
-        ),
+        contrastive=replace(config.contrastive, embed_dim=16),
         train=replace(
             config.train,
             micro_batch_size=micro_batch_size,

@@ -92,10 +92,10 @@ def test_changed_keys_names_the_leaves() -> None:
 
 def test_world_sizes_that_do_not_divide_name_the_nearest_that_do() -> None:
     config = parse_config(MINIMAL | {"train": {"micro_batch_size": 4}}, "c")
-    with pytest.raises(UserError, match="use 12$"):
+    with pytest.raises(UserError, match=r"use 12$"):
         deepspeed_config(config, "fp32", 3)
     larger = replace(config, train=replace(config.train, global_batch_size=32))
-    with pytest.raises(UserError, match="use 24 or 36$"):
+    with pytest.raises(UserError, match=r"use 24 or 36$"):
         deepspeed_config(larger, "fp32", 3)
 
 

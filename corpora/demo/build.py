@@ -253,15 +253,19 @@ class Builder:
     # ---- pairs ----------------------------------------------------------------------------------
 
     def write_pairs(self) -> None:
-        pairs = [*self.emoji_pairs(), *self.easy_vqa_pairs()]
-        self.report.captions = [
-            segment.text
-            for document, _ in pairs
-            for segment in document.segments
-            if isinstance(segment, TextSegment)
-        ]
-        self.write("pairs/train", [document for document, is_train in pairs if is_train])
-        self.write("pairs/validation", [document for document, is_train in pairs if not is_train])
+        for name, pairs in (
+            ("pairs", list(self.emoji_pairs())),
+            ("shapes", list(self.easy_vqa_pairs())),
+        ):
+            self.report.captions += [
+                segment.text
+                for document, _ in pairs
+                for segment in document.segments
+                if isinstance(segment, TextSegment)
+            ]
+            train = [document for document, is_train in pairs if is_train]
+            self.write(f"{name}/train", train, neighbours="concept")
+            self.write(f"{name}/validation", [pair for pair, is_train in pairs if not is_train])
 
     def emoji_pairs(self) -> Iterator[tuple[Document, bool]]:
         """(pair, whether it is trained on)."""
@@ -401,9 +405,26 @@ class Builder:
 
     # ---- writing --------------------------------------------------------------------------------
 
-    def write(self, corpus: str, documents: list[Document]) -> None:
-        """Writes a corpus in an order by hash, so that no shard is all of one kind."""
+    def write(self, corpus: str, documents: list[Document], neighbours: str = "") -> None:
+        """Writes a corpus in an order by hash, so that no shard is all of one kind.
+
+        Args:
+            neighbours: a key of the meta; documents with equal values stand side by side, the
+                larger groups first. So the vision stage can have two artists' pictures of one
+                concept in a batch.
+        """
         ordered = shuffled(documents, "order", corpus, key=lambda document: document.key)
+        if neighbours:
+            sizes = Counter(document.meta.get(neighbours) for document in ordered)
+            first: dict[str | None, int] = {}
+            for place, document in enumerate(ordered):
+                first.setdefault(document.meta.get(neighbours), place)
+            ordered.sort(
+                key=lambda document: (
+                    -sizes[document.meta.get(neighbours)],
+                    first[document.meta.get(neighbours)],
+                )
+            )
         with ShardWriter(self.out / corpus) as writer:
             for document in progress(ordered, f"writing {corpus}"):
                 writer.write(document)

@@ -16,6 +16,11 @@ def share(*parts: str) -> float:
     return _number(*parts) / 2**64
 
 
+def in_final_half(name: str) -> bool:
+    """Whether a concept is only reported on, never tuned on."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) // 10 % 2 == 1
+
+
 def pick(items: Sequence[Item], *parts: str) -> Item:
     """One of the items."""
     return items[_number(*parts) % len(items)]

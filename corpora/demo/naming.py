@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from corpora.demo.captions import all_captions
-from corpora.demo.chance import share, shuffled
+from corpora.demo.chance import in_final_half, shuffled
 from corpora.demo.concepts import Concept, Names
 from corpora.document import Document, ImageSegment
 
@@ -31,7 +31,7 @@ class NamingSets:
 def split(trained: Sequence[Concept], held_out: Sequence[Concept]) -> NamingSets:
     """Halves the trained concepts by a hash of the name: one half to tune on, one to report."""
     usable = [concept for concept in trained if not concept.is_near_duplicate]
-    is_final = {concept.name: share("final", concept.name) < 0.5 for concept in usable}
+    is_final = {concept.name: in_final_half(concept.name) for concept in usable}
     return NamingSets(
         development=tuple(c for c in usable if not is_final[c.name]),
         final=tuple(c for c in usable if is_final[c.name]),

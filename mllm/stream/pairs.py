@@ -39,7 +39,7 @@ class PairBatch:
     bad_samples: list[dict[str, Any]] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> "PairBatch":
-        tensors = {
+        tensors: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)
@@ -48,7 +48,11 @@ class PairBatch:
 
 
 class PairStream:
-    """Pairs of a mixture of corpora, shuffled anew each epoch. Weights are shares of rows."""
+    """Pairs of a mixture of corpora, shuffled anew each epoch. Weights are shares of rows.
+
+    `contrastive.group_size` samples that stand side by side in a corpus stay so in the stream: a
+    corpus that lists two artists' pictures of one thing in turn gives each batch both.
+    """
 
     def __init__(self, config: Config):
         self.tokenizer = Tokenizer(config.tokenizer)
@@ -57,6 +61,7 @@ class PairStream:
         self.image_size = config.model.vision.image_size
         self.resize = config.data.resize
         self.text_len = config.contrastive.text_len
+        self.caption_prefix = config.contrastive.caption_prefix
         self.source_names = [source.name for source in config.data.mixture]
         if not self.source_names:
             raise UserError("data.mixture: needs at least one corpus of image-text pairs")
@@ -72,6 +77,7 @@ class PairStream:
         keys = [hash_key("pairs", self.seed, name) for name in self.source_names]
         self._keys = np.array(keys, dtype=np.uint64)
         self._num_samples = np.array([len(corpus) for corpus in self._corpora], dtype=np.int64)
+        self._group_size = config.contrastive.group_size
 
     @property
     def state(self) -> dict[str, Any]:
@@ -85,8 +91,9 @@ class PairStream:
         identity = {
             "sources": sources,
             "tokenizer": self.tokenizer.fingerprint,
-            "text_len": self.text_len,
+            "text": [self.text_len, self.caption_prefix],
             "global_batch_size": self.global_batch_size,
+            "group_size": self._group_size,
         }
         return {
             "fingerprint": fingerprint(identity),
@@ -108,9 +115,13 @@ class PairStream:
         size = self.global_batch_size
         source_ids, numbers = self.mixture.rows(step * size, size)
         num_samples = self._num_samples[source_ids]
-        epochs, positions = np.divmod(numbers, num_samples)
+        groups, offsets = np.divmod(numbers, self._group_size)
+        num_groups = -(-num_samples // self._group_size)
+        epochs, positions = np.divmod(groups, num_groups)
         keys = mix(self._keys[source_ids] ^ mix(epochs.astype(np.uint64)))
-        chosen = epoch_row(positions, num_samples, keys)
+        # A short last group is filled up with the corpus's first samples.
+        chosen = epoch_row(positions, num_groups, keys) * self._group_size + offsets
+        chosen %= num_samples
         return list(zip(source_ids.tolist(), chosen.tolist(), epochs.tolist(), strict=True))
 
     def compose(
@@ -169,6 +180,7 @@ class PairStream:
 
     def encode(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Captions to int64 (B, T) and their lengths (B,); longer ones lose their tail."""
+        texts = [text.removeprefix(self.caption_prefix) for text in texts]
         token_ids = torch.full((len(texts), self.text_len), PAD_ID)
         lengths = torch.empty(len(texts), dtype=torch.int64)
         for i, ids in enumerate(self.tokenizer.encode_batch(texts)):

@@ -148,15 +148,24 @@ def test_an_excluded_shape_leaves_every_training_corpus(world, tmp_path):
     build.build_demo(tmp_path / "out", world.cache, tmp_path / "names.txt")
     vqa = documents(tmp_path / "out", "vqa/train", "vqa/validation", "eval/easy_vqa_support")
     assert {int(document.key.split("-")[2]) % 2 for document in vqa} == {1}  # odd ones are blue
-    pairs = documents(tmp_path / "out", "pairs/train", "pairs/validation")
+    pairs = documents(tmp_path / "out", "shapes/train", "shapes/validation")
     assert "An image of a red circle." not in {pair.segments[1].text for pair in pairs}
 
 
 def test_shape_pictures_are_captioned_from_their_own_answers(world):
-    pairs = [d for d in documents(world.out, "pairs/train") if d.meta["source"] == "easy-vqa"]
+    pairs = documents(world.out, "shapes/train")
+    assert pairs
     for document in pairs:
         colour = ("red", "blue")[int(document.key[-5:]) % 2]
         assert document.segments[1].text == f"An image of a {colour} circle."
+
+
+def test_two_artists_pictures_of_one_concept_stand_side_by_side(world):
+    concepts = [d.meta["concept"] for d in documents(world.out, "pairs/train")]
+    singles = {c for c in concepts if concepts.count(c) == 1}
+    num_paired = len(concepts) - len(singles)
+    assert num_paired > 20 and not singles & set(concepts[:num_paired]), concepts
+    assert concepts[0:num_paired:2] == concepts[1:num_paired:2]
 
 
 def test_distractors_are_four_other_names_of_the_group_and_the_same_for_every_vendor(world):
@@ -215,7 +224,7 @@ def test_equal_settings_give_equal_bytes_and_a_second_run_returns_at_once(
 ):
     assert build.build_demo(tmp_path / "again", world.cache, world.exclude) is True
     tars = sorted(path.relative_to(world.out) for path in world.out.rglob("*.tar"))
-    assert len(tars) == 14
+    assert len(tars) == 16
     for tar in tars:
         first, second = (world.out / tar).read_bytes(), (tmp_path / "again" / tar).read_bytes()
         assert hashlib.sha256(first).digest() == hashlib.sha256(second).digest(), tar
@@ -257,8 +266,9 @@ def test_attribution_and_report_lie_beside_the_corpus(world):
     assert {entry["sha256"] for entry in report["packages"]} == {p.sha256 for p in world.packages}
     pairs = sum(report["counts"]["pairs/train"].values())
     assert pairs == len(Corpus(world.out / "pairs/train"))
-    validation = sum(report["counts"]["pairs/validation"].values())
-    assert report["captions"]["count"] == pairs + validation
+    captioned = ("pairs/train", "pairs/validation", "shapes/train", "shapes/validation")
+    total = sum(sum(report["counts"][name].values()) for name in captioned)
+    assert report["captions"]["count"] == total
 
 
 def test_a_folder_with_something_else_is_left_alone(world, tmp_path):

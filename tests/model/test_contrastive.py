@@ -12,10 +12,6 @@ def tiny_contrastive() -> ContrastiveModel:
     return ContrastiveModel(
         VISION,
         vocab_size=97,
-        text_width=24,
-        text_layers=1,
-        text_heads=2,
-        text_len=10,
         embed_dim=16,
         initial_temperature=0.07,
     )

@@ -1,11 +1,13 @@
 """The vision stage's batches: one stream for every world size, every pair once an epoch."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from corpora.reader import Corpus
 from mllm.errors import UserError
 from mllm.stream.pairs import PairStream
 from tests.conftest import World
@@ -42,6 +44,17 @@ def test_every_pair_comes_once_an_epoch_in_another_order(stream: PairStream) -> 
     for epoch in epochs:
         assert set(Counter(epoch).values()) == {1} and len(epoch) == 60
     assert epochs[0] != epochs[1]
+
+
+def test_neighbours_stay_together_and_still_come_once_an_epoch(world: World) -> None:
+    config = vision_config(world.root, Path("unused"), 12)
+    paired = PairStream(replace(config, contrastive=replace(config.contrastive, group_size=2)))
+    order = [key for step in range(5) for key in keys(paired, step, 1)]
+    assert set(Counter(order).values()) == {1} and len(order) == 60
+    corpus = Corpus(world.pairs)
+    place = {corpus.key(i): i for i in range(len(corpus))}
+    for first, second in zip(order[::2], order[1::2], strict=True):
+        assert place[first] % 2 == 0 and place[second] == place[first] + 1
 
 
 def test_captions_are_closed_and_padded(stream: PairStream) -> None:
