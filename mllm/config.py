@@ -57,6 +57,7 @@ class ContrastiveConfig:
     caption_prefix: str = (
         ""  # left off where a caption begins with it: what all share tells nothing
     )
+    caption_end: str = ""  # characters; a caption is read up to the first of them
     text_lr_scale: float = 10.0  # of the token embeddings, as a multiple of peak_lr
     initial_temperature: float = 0.07
     group_size: int = 1  # neighbours in a corpus that stay together in a batch

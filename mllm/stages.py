@@ -217,7 +217,7 @@ def _zero_shot(config: Config, stream: PairStream) -> Validate:
         for i in np.linspace(0, len(corpus) - 1, min(len(corpus), ZERO_SHOT_QUERIES)).astype(int):
             document = corpus.document(int(i))
             candidates = [document.meta["answer"], *document.meta["distractors"]]
-            queries.append((stream.decode(document.segments[0].data), candidates))
+            queries.append((stream.pictures.decode(document.segments[0].data), candidates))
     num_candidates = len(queries[0][1])
     texts = [f"An image of {name}" for _, candidates in queries for name in candidates]
 

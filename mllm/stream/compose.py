@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from mllm.errors import BadSample
-from mllm.images import Resize, open_picture, to_pixels
 from mllm.stream.batch import Batch, RowInfo
 from mllm.stream.permute import hash_key
+from mllm.stream.pixels import PixelCache
 from mllm.stream.source import PlannedSource
 from tokenizer.specials import BOI_ID, BOS_ID, EOS_ID, PAD_ID, SLOT_ID
 
@@ -23,11 +23,10 @@ class BatchDraft:
         step: int,
         seed: int,
         seq_len: int,
-        image_size: int,
-        resize: Resize,
+        pictures: PixelCache,
     ) -> None:
         self._step, self._seed = step, seed
-        self._image_size, self._resize = image_size, resize
+        self._pictures = pictures
         shape = (num_rows, seq_len)
         self.token_ids = np.full(shape, PAD_ID, dtype=np.int64)
         self.is_scored = np.zeros(shape, dtype=bool)
@@ -91,7 +90,7 @@ class BatchDraft:
         is_good = True
         for number in range(first_image, first_image + num_images):
             try:
-                pixels = self._decode(sequence.images[number])
+                pixels = self._pictures.decode(sequence.images[number])
             except ValueError as error:
                 is_good = False
                 self._note_bad(source, sample, f"image {number}: {error}")
@@ -108,10 +107,7 @@ class BatchDraft:
     @property
     def _dummy(self) -> np.ndarray:
         """A zero image, uint8 (3, S, S)."""
-        return np.zeros((3, self._image_size, self._image_size), dtype=np.uint8)
-
-    def _decode(self, picture: bytes) -> np.ndarray:
-        return to_pixels(open_picture(picture), self._image_size, self._resize)
+        return np.zeros((3, self._pictures.size, self._pictures.size), dtype=np.uint8)
 
     def _note_bad(self, source: PlannedSource, sample: int, reason: str) -> None:
         self._bad_samples.append(

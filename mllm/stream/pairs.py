@@ -17,10 +17,10 @@ from corpora.reader import Corpus
 from mllm.config import Config
 from mllm.errors import BadSample, UserError
 from mllm.files import fingerprint
-from mllm.images import open_picture, to_pixels
 from mllm.stream.batch import RowInfo
 from mllm.stream.mixture import Mixture
 from mllm.stream.permute import epoch_row, hash_key, mix
+from mllm.stream.pixels import PixelCache
 from tokenizer.specials import BOS_ID, EOS_ID, PAD_ID
 from tokenizer.tokenizer import Tokenizer
 
@@ -59,9 +59,10 @@ class PairStream:
         self.seed = config.seed
         self.global_batch_size = config.train.global_batch_size
         self.image_size = config.model.vision.image_size
-        self.resize = config.data.resize
+        self.pictures = PixelCache(self.image_size, config.data.resize)
         self.text_len = config.contrastive.text_len
         self.caption_prefix = config.contrastive.caption_prefix
+        self.caption_end = config.contrastive.caption_end
         self.source_names = [source.name for source in config.data.mixture]
         if not self.source_names:
             raise UserError("data.mixture: needs at least one corpus of image-text pairs")
@@ -91,7 +92,7 @@ class PairStream:
         identity = {
             "sources": sources,
             "tokenizer": self.tokenizer.fingerprint,
-            "text": [self.text_len, self.caption_prefix],
+            "text": [self.text_len, self.caption_prefix, self.caption_end],
             "global_batch_size": self.global_batch_size,
             "group_size": self._group_size,
         }
@@ -138,7 +139,7 @@ class PairStream:
             try:
                 document = corpus.document(sample)
                 picture, caption = pair_of(document)
-                pixels.append(self.decode(picture))
+                pixels.append(self.pictures.decode(picture))
             except (BadSample, ValueError) as error:
                 document, caption = Document(key, (), {}), ""
                 pixels.append(np.zeros((3, self.image_size, self.image_size), np.uint8))
@@ -180,7 +181,7 @@ class PairStream:
 
     def encode(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Captions to int64 (B, T) and their lengths (B,); longer ones lose their tail."""
-        texts = [text.removeprefix(self.caption_prefix) for text in texts]
+        texts = [self.core(text) for text in texts]
         token_ids = torch.full((len(texts), self.text_len), PAD_ID)
         lengths = torch.empty(len(texts), dtype=torch.int64)
         for i, ids in enumerate(self.tokenizer.encode_batch(texts)):
@@ -189,9 +190,11 @@ class PairStream:
             lengths[i] = len(ids)
         return token_ids, lengths
 
-    def decode(self, picture: bytes) -> np.ndarray:
-        """uint8 (3, S, S)."""
-        return to_pixels(open_picture(picture), self.image_size, self.resize)
+    def core(self, caption: str) -> str:
+        """What is read of a caption: neither the prefix nor what follows the first end."""
+        caption = caption.removeprefix(self.caption_prefix)
+        places = [caption.find(end) for end in self.caption_end if end in caption]
+        return caption[: min(places)] if places else caption
 
     def report(self, batch: PairBatch) -> None:
         """The training loop writes `bad_samples` to the ledger itself."""

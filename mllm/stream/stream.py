@@ -17,6 +17,7 @@ from mllm.stream.compose import BatchDraft
 from mllm.stream.mixture import Mixture
 from mllm.stream.pack import PACKING_VERSION
 from mllm.stream.permute import epoch_row, hash_key, mix
+from mllm.stream.pixels import PixelCache
 from mllm.stream.source import PlannedSource, Source
 from tokenizer.specials import BOI_ID
 from tokenizer.tokenizer import Tokenizer
@@ -75,7 +76,8 @@ class TokenStream:
         self.tokenizer = tokenizer
         self.seq_len, self.num_latents = seq_len, num_latents
         self.global_batch_size, self.seed = global_batch_size, seed
-        self.image_size, self.resize, self.unit = image_size, resize, unit
+        self.unit = unit
+        self._pictures = PixelCache(image_size, resize)
         self.ledger = ledger
         self._sources = [
             PlannedSource(
@@ -279,8 +281,7 @@ class TokenStream:
             step=step,
             seed=self.seed,
             seq_len=self.seq_len,
-            image_size=self.image_size,
-            resize=self.resize,
+            pictures=self._pictures,
         )
         infos = []
         for b, row in enumerate(mine.tolist()):

@@ -65,6 +65,16 @@ def test_captions_are_closed_and_padded(stream: PairStream) -> None:
     assert lengths[1] == stream.text_len
 
 
+def test_the_core_of_a_caption_is_between_prefix_and_end(world: World) -> None:
+    config = vision_config(world.root, Path("unused"), 12)
+    settings = replace(config.contrastive, caption_prefix="An image of", caption_end=",:.")
+    stream = PairStream(replace(config, contrastive=settings))
+    assert stream.core("An image of an owl: bird, wise.") == " an owl"
+    assert stream.core("Seen at night") == "Seen at night"
+    same, _ = stream.encode(["An image of an owl.", "An image of an owl, a bird."])
+    assert torch.equal(same[0], same[1])
+
+
 def test_equal_captions_get_equal_ids(stream: PairStream) -> None:
     batch = stream.compose(0, 0, rank=0, world_size=1, micro_batch_size=12)
     same_text = (batch.token_ids[:, None] == batch.token_ids).all(-1)
