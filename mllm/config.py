@@ -23,6 +23,7 @@ class SourceConfig:
     name: str  # shown in logs and metrics
     path: str  # folder of tar shards with their index
     weight: float = 1.0  # share of the mixture, in data.unit; any positive scale
+    keep_colours: bool = False  # augmentation only moves its pictures: the texts name colours
     join_documents: float = 0.0  # share of rows that are one context, documents divided by </s>
 
     def __post_init__(self) -> None:

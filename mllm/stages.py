@@ -55,9 +55,13 @@ def build_stage(config: Config) -> Stage:
 
 
 def _prepare(config: Config) -> Callable[[Any], Any]:
+    keeps_colours = torch.tensor([source.keep_colours for source in config.data.mixture])
+
     def prepare(batch: Any) -> Any:
         if config.data.augment and batch.image_seeds:
-            batch = replace(batch, pixels=augment(batch.pixels, batch.image_seeds))
+            per_row = torch.tensor([row.images for row in batch.rows])
+            is_kept = keeps_colours[batch.source_ids].repeat_interleave(per_row)  # (I,)
+            batch = replace(batch, pixels=augment(batch.pixels, batch.image_seeds, is_kept))
         return batch.to(dist.device())
 
     return prepare

@@ -23,13 +23,28 @@ NUM_DRAWS = 12
 LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
-def augment(pixels: torch.Tensor, seeds: list[int]) -> torch.Tensor:
-    """uint8 (I, 3, S, S) to uint8 (I, 3, S, S); what is moved in from outside is white."""
+def augment(
+    pixels: torch.Tensor, seeds: list[int], keep_colours: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Moves and recolours pictures; what is moved in from outside is white.
+
+    Args:
+        pixels: uint8 (I, 3, S, S).
+        seeds: one a picture.
+        keep_colours: bool (I,), pictures that are only moved: their texts name colours.
+
+    Returns:
+        uint8 (I, 3, S, S).
+    """
     draws = torch.from_numpy(
         np.stack([np.random.Generator(np.random.PCG64(seed)).random(NUM_DRAWS) for seed in seeds])
     ).float()  # (I, NUM_DRAWS), uniform in [0, 1)
     moved = _move(pixels.float() - 255.0, draws) + 255.0
-    return _recolour(moved, draws).round_().clamp_(0, 255).to(torch.uint8)
+    if keep_colours is None:
+        moved = _recolour(moved, draws)
+    else:
+        moved[~keep_colours] = _recolour(moved[~keep_colours], draws[~keep_colours])
+    return moved.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _move(pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

@@ -33,3 +33,13 @@ def test_the_picture_stays_a_picture() -> None:
     is_ink = (out < 200).any(1).float().mean((1, 2))
     before = (pixels[0] < 200).any(0).float().mean()
     assert (is_ink > before * 0.3).all() and (is_ink < before * 2.5).all()
+
+
+def test_pictures_that_keep_their_colours_are_only_moved() -> None:
+    pixels = pictures(4)
+    is_kept = torch.tensor([True, False, True, False])
+    out = augment(pixels, [5, 6, 7, 8], is_kept)
+    recoloured = augment(pixels, [5, 6, 7, 8])
+    assert torch.equal(out[~is_kept], recoloured[~is_kept])
+    # Blue is untouched white in these pictures, and moving cannot change that.
+    assert (out[is_kept][:, 2] == 255).all()
