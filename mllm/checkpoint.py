@@ -54,7 +54,7 @@ def save(
     folder = run_dir / "checkpoints"
     final = folder / f"step-{state.step:08d}"
     aside = folder / f".tmp-{final.name}"
-    problem = None
+    problem: Exception | None = None
     if dist.rank() == 0:
         try:
             shutil.rmtree(aside, ignore_errors=True)

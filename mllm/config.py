@@ -15,6 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from mllm.errors import UserError
 from mllm.model.config import ModelConfig
 
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
 
 @dataclass(frozen=True)
 class SourceConfig:
@@ -69,7 +71,7 @@ class TrainConfig:
     num_steps: int = 1000
     micro_batch_size: int = 4  # rows per rank and forward
     global_batch_size: int = 8  # rows per step
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 where it is native
+    precision: Precision = "auto"  # auto: bf16 where it is native
     peak_lr: float = 2e-4
     warmup_steps: int = 375
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # from peak_lr down to 0

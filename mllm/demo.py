@@ -215,7 +215,7 @@ def describe_probe(rates: dict[str, float]) -> str:
 
 def summarise(out: Path, times: Times) -> None:
     """The report, then the last lines on the terminal: times, scores, verdict, where to go on."""
-    from evals.table import print_table
+    from evals.table import print_scores
     from mllm.report import main as report
 
     seconds = [
@@ -237,6 +237,6 @@ def summarise(out: Path, times: Times) -> None:
     for entry in seconds:
         print(f"  {entry['step']:18} {entry['seconds']:7.0f} s")
     print(f"  {'all':18} {sum(entry['seconds'] for entry in seconds):7.0f} s")
-    print_table(json.loads((out / "eval" / "results.json").read_text()))
+    print_scores(json.loads((out / "eval" / "results.json").read_text())["cells"])
     print(f"report: {page}")
     print(f"chat:   make chat MODEL={out / 'export'}")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mllm import dist
-from mllm.config import Config
+from mllm.config import Config, Precision
 from mllm.errors import UserError
 from mllm.optim import build_optimizer
 
@@ -24,7 +24,7 @@ ZERO_CONFIG_DIR = Path(__file__).resolve().parent.parent / "deepspeed_configs"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def resolve_precision(precision: str) -> str:
+def resolve_precision(precision: Precision) -> Precision:
     """`auto` becomes bf16 where the hardware multiplies it natively, fp32 elsewhere.
 
     A CPU without AVX-512-BF16 or AMX emulates bf16: a 2048^3 product was five times slower than

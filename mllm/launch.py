@@ -74,14 +74,15 @@ def run_ranks(arguments: list[str], num_ranks: int) -> int:
 def _wait(ranks: list[subprocess.Popen]) -> int:
     deadline = None
     while True:
-        codes = [process.poll() for process in ranks]
-        failed = [(i, code) for i, code in enumerate(codes) if code not in (None, 0, 75)]
-        if None not in codes:
-            if failed:
-                rank, code = failed[0]
-                print(f"mllm: rank {rank} ended with {code}", file=sys.stderr)
+        codes = {rank: process.poll() for rank, process in enumerate(ranks)}
+        ended = {rank: code for rank, code in codes.items() if code is not None}
+        failed = {rank: code for rank, code in ended.items() if code not in (0, 75)}
+        if len(ended) == len(ranks):
+            for rank, code in failed.items():
+                if code != 2:  # the rank has already said what the user can mend
+                    print(f"mllm: rank {rank} ended with {code}", file=sys.stderr)
                 return code if code > 0 else 1
-            return max(codes)
+            return max(ended.values())
         if failed and deadline is None:
             deadline = time.monotonic() + GRACE_SECONDS
             for process in ranks:

@@ -61,7 +61,8 @@ def cut_after(path: Path, step: int) -> None:
     """
     if not path.exists():
         return
-    kept, discarded = [], []
+    kept: list[str] = []
+    discarded: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
             is_kept = line.endswith("\n") and json.loads(line)["step"] <= step

@@ -11,12 +11,19 @@ from typing import Any
 import yaml
 
 from mllm import dist
-from mllm.config import ALLOWED_ON_RESUME, WARNED_ON_RESUME, Config, changed_keys, parse_config
+from mllm.config import (
+    ALLOWED_ON_RESUME,
+    WARNED_ON_RESUME,
+    Config,
+    Precision,
+    changed_keys,
+    parse_config,
+)
 from mllm.errors import UserError
 from mllm.files import write_aside
 
 
-def continue_folder(run_dir: Path, config: Config, precision: str) -> Config:
+def continue_folder(run_dir: Path, config: Config, precision: Precision) -> Config:
     """Writes the effective config, or checks that it may continue the one that stands there.
 
     A run keeps the precision it began with, so `auto` means the same on another machine.

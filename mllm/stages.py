@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from corpora.reader import Corpus
 from mllm import dist
 from mllm.config import Config, SourceConfig
+from mllm.engine import Engine
 from mllm.errors import UserError
 from mllm.images import normalise
 from mllm.model.contrastive import ContrastiveModel
@@ -22,8 +22,8 @@ from mllm.stream.pairs import PairBatch, PairStream
 from mllm.stream.stream import Source, TokenStream
 from tokenizer.tokenizer import Tokenizer
 
-# A stage validates with a function from the wrapped objective to named scores.
-Validate = Callable[[nn.Module], dict[str, float]]
+# A stage validates with a function from the engine to named scores.
+Validate = Callable[[Engine], dict[str, float]]
 
 ZERO_SHOT_QUERIES = 500
 
@@ -32,7 +32,7 @@ ZERO_SHOT_QUERIES = 500
 class Stage:
     """One stage's parts, as the loop in train.py uses them."""
 
-    objective: nn.Module  # `objective.model` holds every parameter
+    objective: LanguageModelling | Contrastive  # its `model` holds every parameter
     stream: Any  # TokenStream or PairStream
     model_config: dict[str, Any]  # written into checkpoints
     num_totals: int  # length of what `totals` returns; the loop sums it over ranks
@@ -139,7 +139,7 @@ def _token_loss(config: Config) -> Validate:
 
     streams = {source.name: stream_of(source) for source in config.data.validation}
 
-    def validate(objective: nn.Module) -> dict[str, float]:
+    def validate(engine: Engine) -> dict[str, float]:
         scores = {}
         for name, stream in streams.items():
             loss, count = 0.0, 0.0
@@ -152,7 +152,7 @@ def _token_loss(config: Config) -> Validate:
                     world_size=dist.world_size(),
                     micro_batch_size=micro,
                 )
-                _, losses = objective(batch.to(dist.device()))
+                _, losses = engine(batch.to(dist.device()))
                 loss += float(losses.sum())
                 count += len(losses)
             loss, count = dist.all_reduce_sum([loss, count])
@@ -221,12 +221,13 @@ def _zero_shot(config: Config, stream: PairStream) -> Validate:
         for i in np.linspace(0, len(corpus) - 1, min(len(corpus), ZERO_SHOT_QUERIES)).astype(int):
             document = corpus.document(int(i))
             candidates = [document.meta["answer"], *document.meta["distractors"]]
-            queries.append((stream.pictures.decode(document.segments[0].data), candidates))
+            queries.append((stream.pictures.decode(document.images[0]), candidates))
     num_candidates = len(queries[0][1])
     texts = [f"An image of {name}" for _, candidates in queries for name in candidates]
 
-    def validate(objective: nn.Module) -> dict[str, float]:
-        model = objective.module.model
+    def validate(engine: Engine) -> dict[str, float]:
+        model = engine.module.model
+        assert isinstance(model, ContrastiveModel)
         dtype = model.visual_projection.weight.dtype
         num_right = 0
         for start in range(0, len(queries), 100):

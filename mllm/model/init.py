@@ -41,8 +41,8 @@ def initialise(model: MultimodalModel) -> None:
 def _init_linear(linear: nn.Linear, gain: float, config: ModelConfig) -> None:
     if config.init == "torchscale":
         linear.reset_parameters()
-        linear.weight *= gain
-        linear.bias *= gain
+        linear.weight.mul_(gain)
+        linear.bias.mul_(gain)
         return
     nn.init.xavier_normal_(linear.weight, gain)
     nn.init.zeros_(linear.bias)

@@ -17,9 +17,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, target_ids):  # type: ignore[no-untyped-def]
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        grad_hidden = torch.empty_like(hidden) if needs_grad else None
-        # fp32: many chunks add up here, and bf16 would lose the small ones.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
+        if needs_grad:
+            grad_hidden = torch.empty_like(hidden)
+            # fp32: many chunks add up here, and bf16 would lose the small ones.
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
             logits = (hidden[part] @ weight.T).float()  # (chunk, V)
@@ -50,9 +51,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 class LanguageHead(nn.Module):
     """The output projection, tied to the token embedding, without bias."""
 
-    def __init__(self, weight: nn.Parameter):
+    def __init__(self, embedding: nn.Embedding):
         super().__init__()
-        self.weight = weight
+        self.weight = embedding.weight
 
     def forward(
         self, hidden: torch.Tensor, target_ids: torch.Tensor | None = None

@@ -25,7 +25,7 @@ class MultimodalModel(nn.Module):
         self.vision = VisionEncoder(config.vision)
         self.resampler = AttentionResampler(config)
         self.decoder = Decoder(config)
-        self.head = LanguageHead(self.decoder.embed_tokens.weight)
+        self.head = LanguageHead(self.decoder.embed_tokens)
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised pixels (I, 3, S, S) to latents (I, L, D)."""

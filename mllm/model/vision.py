@@ -26,7 +26,6 @@ class VisionEncoder(nn.Module):
                 num_attention_heads=config.num_heads,
                 intermediate_size=config.mlp_dim,
                 hidden_act=config.activation,
-                attn_implementation="sdpa",
             )
         )
 

@@ -70,10 +70,11 @@ def test_gradient_reaches_every_trainable_parameter_and_no_frozen_one() -> None:
 @pytest.mark.parametrize("num_scored", [1, 37, CHUNK, 2 * CHUNK + 5])
 def test_the_chunked_loss_equals_plain_cross_entropy(num_scored: int) -> None:
     torch.manual_seed(0)
-    weight = torch.nn.Parameter(torch.randn(53, 12))
+    embedding = torch.nn.Embedding(53, 12)
+    weight = embedding.weight
     hidden = torch.randn(num_scored, 12, requires_grad=True)
     targets = torch.randint(0, 53, (num_scored,))
-    loss_sum, losses = LanguageHead(weight)(hidden, targets)
+    loss_sum, losses = LanguageHead(embedding)(hidden, targets)
     (loss_sum * 0.37).backward()
     mine = hidden.grad.clone(), weight.grad.clone()
     hidden.grad = weight.grad = None
