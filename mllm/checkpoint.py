@@ -25,6 +25,8 @@ from mllm.errors import UserError
 from mllm.files import fsync_dir, sha256_file, write_aside, write_json
 
 DEEPSPEED_TAG = "deepspeed"
+EMBEDDING = "decoder.embed_tokens.weight"
+CONTRASTIVE_TEXT = "text.embedding.weight"  # of the vision stage's text side
 TIED = "head.weight"  # the same tensor as decoder.embed_tokens.weight
 
 
@@ -204,6 +206,11 @@ def init_from(module: nn.Module, source: str | Path) -> tuple[int, list[str]]:
     # An export has the same names below `model.`.
     weights = {name.removeprefix("model."): value for name, value in weights.items()}
     own = module.state_dict()
+    if CONTRASTIVE_TEXT in weights and EMBEDDING in own:
+        # The decoder's words begin where the contrast with pictures put them, at the size that
+        # embeddings are given (unit variance after the embedding scale).
+        table = weights.pop(CONTRASTIVE_TEXT)
+        weights[EMBEDDING] = table * (table.shape[1] ** -0.5 / table.std())
     shared = own.keys() & weights.keys()
     for name in shared:
         if own[name].shape != weights[name].shape:

@@ -253,16 +253,23 @@ class Builder:
     # ---- pairs ----------------------------------------------------------------------------------
 
     def write_pairs(self) -> None:
-        for name, pairs in (
-            ("pairs", list(self.emoji_pairs())),
-            ("shapes", list(self.easy_vqa_pairs())),
-        ):
-            self.report.captions += [
-                segment.text
-                for document, _ in pairs
-                for segment in document.segments
-                if isinstance(segment, TextSegment)
-            ]
+        """Pictures of things, flags with what they look like, and drawn shapes.
+
+        Each is a corpus of its own, so that a mixture can give them their shares. Flags are asked
+        nowhere and need no validation.
+        """
+        emoji = list(self.emoji_pairs())
+        flags = [pair for pair, _ in emoji if pair.meta["group"] == "Flags"]
+        things = [entry for entry in emoji if entry[0].meta["group"] != "Flags"]
+        shapes = list(self.easy_vqa_pairs())
+        self.report.captions = [
+            segment.text
+            for document, _ in (*emoji, *shapes)
+            for segment in document.segments
+            if isinstance(segment, TextSegment)
+        ]
+        self.write("flags/train", flags, neighbours="concept")
+        for name, pairs in (("pairs", things), ("shapes", shapes)):
             train = [document for document, is_train in pairs if is_train]
             self.write(f"{name}/train", train, neighbours="concept")
             self.write(f"{name}/validation", [pair for pair, is_train in pairs if not is_train])

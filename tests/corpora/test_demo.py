@@ -75,7 +75,7 @@ def test_held_out_names_are_in_no_caption_keyword_or_shown_picture(world):
     assert EXCLUDED in names
     assert 3 < len(names) < 25
     forbidden = Names(names)
-    for document in documents(world.out, "pairs/train", "pairs/validation"):
+    for document in documents(world.out, "pairs/train", "pairs/validation", "flags/train"):
         assert forbidden.found_in(document.segments[1].text) is None, document
     for document in documents(world.out, "interleaved/train", "interleaved/validation"):
         assert not names & {shown["name"] for shown in document.meta["shown"]}
@@ -192,7 +192,7 @@ def test_near_duplicates_are_in_no_accuracy_set(world):
     for name in ("development", "final", "new_concepts", "support"):
         for document in documents(world.out, f"eval/naming_{name}"):
             assert document.meta["group"] not in ("Flags", "Symbols")
-    captions = [d.segments[1].text for d in documents(world.out, "pairs/train")]
+    captions = [d.segments[1].text for d in documents(world.out, "pairs/train", "flags/train")]
     assert "An image of the flag of Chad: three vertical bands." in captions
     assert not any("skin tone" in caption for caption in captions)
 
@@ -224,7 +224,7 @@ def test_equal_settings_give_equal_bytes_and_a_second_run_returns_at_once(
 ):
     assert build.build_demo(tmp_path / "again", world.cache, world.exclude) is True
     tars = sorted(path.relative_to(world.out) for path in world.out.rglob("*.tar"))
-    assert len(tars) == 16
+    assert len(tars) == 17
     for tar in tars:
         first, second = (world.out / tar).read_bytes(), (tmp_path / "again" / tar).read_bytes()
         assert hashlib.sha256(first).digest() == hashlib.sha256(second).digest(), tar
@@ -266,7 +266,10 @@ def test_attribution_and_report_lie_beside_the_corpus(world):
     assert {entry["sha256"] for entry in report["packages"]} == {p.sha256 for p in world.packages}
     pairs = sum(report["counts"]["pairs/train"].values())
     assert pairs == len(Corpus(world.out / "pairs/train"))
-    captioned = ("pairs/train", "pairs/validation", "shapes/train", "shapes/validation")
+    captioned = [
+        f"{name}/{part}" for name in ("pairs", "shapes") for part in ("train", "validation")
+    ]
+    captioned.append("flags/train")
     total = sum(sum(report["counts"][name].values()) for name in captioned)
     assert report["captions"]["count"] == total
 
