@@ -59,7 +59,8 @@ def steps(out: Path, *, is_small: bool, exclude: Path | None) -> list[Step]:
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
     train = [*launcher, str(CONFIGS.parent / "train.py")]
     corpus, tokenizer, export = out / "corpus", out / "tokenizer", out / "export"
-    trained_on = [str(corpus / kind / "train") for kind in ("text", "pairs", "interleaved", "vqa")]
+    kinds = ("text", "interleaved", "pairs", "flags", "shapes", "vqa")
+    trained_on = [str(corpus / kind / "train") for kind in kinds]
     return [
         Step(
             "corpus",
