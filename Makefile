@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL ?= runs/demo/export
 DATA ?= runs/demo/corpus
 
-.PHONY: setup demo smoke check test test-slow bench eval-zeroshot eval-fewshot chat clean
+.PHONY: setup demo smoke check test eval-zeroshot eval-fewshot chat clean
 
 setup: $(VENV)/.installed
 
@@ -32,17 +32,11 @@ check: setup
 test: setup
 	$(BIN)/pytest
 
-test-slow: setup
-	$(BIN)/pytest -m slow
-
-bench: setup
-	$(BIN)/python -m mllm.bench
-
 eval-zeroshot: setup
-	$(BIN)/mllm eval zeroshot --model $(MODEL) --data $(DATA) --out $(MODEL)/../eval
+	$(BIN)/mllm eval zeroshot --model $(MODEL) --data $(DATA) --out $(MODEL)/../eval-zeroshot
 
 eval-fewshot: setup
-	$(BIN)/mllm eval fewshot --model $(MODEL) --data $(DATA) --out $(MODEL)/../eval
+	$(BIN)/mllm eval fewshot --model $(MODEL) --data $(DATA) --out $(MODEL)/../eval-fewshot
 
 chat: setup
 	$(BIN)/mllm chat --model $(MODEL)

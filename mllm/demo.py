@@ -6,6 +6,7 @@ not run again; an interrupted one goes on from where it stood.
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +26,14 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 class Step:
     name: str
     argv: list[str]
-    output: Path  # a finished step without it runs again
+    folder: Path  # everything the step writes
+    output: str  # in the folder; a finished step without it runs again
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex over the command and the configs it reads."""
+        configs = [Path(word).read_text() for word in self.argv if word.endswith(".yaml")]
+        return fingerprint([self.argv, configs])
 
 
 def main(argv: list[str]) -> int:
@@ -45,9 +53,16 @@ def main(argv: list[str]) -> int:
     times = Times(out / "times.json")
     times.entries.setdefault("probe", probe())
     print(describe_probe(times.entries["probe"]), flush=True)
+    is_stale = False  # a step that ran anew makes every later result one of something else
     for step in steps(out, is_small=args.smoke, exclude=args.exclude):
-        code = run(step, times)
-        if code:
+        if times.is_done(step) and not is_stale:
+            seconds = times.entries[step.name]["seconds"]
+            print(f"[{step.name}] done before, {seconds:.0f} s", flush=True)
+            continue
+        if is_stale:  # what lies there came from other inputs
+            shutil.rmtree(step.folder, ignore_errors=True)
+        is_stale = True
+        if code := run(step, times):
             return code
     summarise(out, times)
     return 0
@@ -69,7 +84,8 @@ def steps(out: Path, *, is_small: bool, exclude: Path | None) -> list[Step]:
                 *(["--small"] if is_small else []),
                 *(["--exclude", str(exclude)] if exclude else []),
             ],
-            corpus / "report.json",
+            corpus,
+            "report.json",
         ),
         Step(
             "tokenizer",
@@ -77,7 +93,8 @@ def steps(out: Path, *, is_small: bool, exclude: Path | None) -> list[Step]:
                 *[*mllm, "tokenizer", "train", *trained_on, "--out", str(tokenizer)],
                 *(["--vocab-size", "1024"] if is_small else []),
             ],
-            tokenizer / "tokenizer.model",
+            tokenizer,
+            "tokenizer.model",
         ),
         Step(
             "vision stage",
@@ -85,7 +102,8 @@ def steps(out: Path, *, is_small: bool, exclude: Path | None) -> list[Step]:
                 *[*train, str(config_for("demo_vision.yaml", out))],
                 *(SMALL_MODEL + SMALL_VISION if is_small else ()),
             ],
-            out / "vision" / "checkpoints" / "latest",
+            out / "vision",
+            "checkpoints/latest",
         ),
         Step(
             "multimodal stage",
@@ -93,12 +111,14 @@ def steps(out: Path, *, is_small: bool, exclude: Path | None) -> list[Step]:
                 *[*train, str(config_for("demo_cpu.yaml", out))],
                 *(SMALL_MODEL + SMALL_PRETRAIN if is_small else ()),
             ],
-            out / "pretrain" / "checkpoints" / "latest",
+            out / "pretrain",
+            "checkpoints/latest",
         ),
         Step(
             "export",
             [*mllm, "export", str(out / "pretrain"), "--out", str(export)],
-            export / "config.json",
+            export,
+            "config.json",
         ),
         Step(
             "evaluation",
@@ -107,7 +127,8 @@ def steps(out: Path, *, is_small: bool, exclude: Path | None) -> list[Step]:
                 *["--out", str(out / "eval")],
                 *(["--limit", "24", "--seeds", "0"] if is_small else []),
             ],
-            out / "eval" / "results.json",
+            out / "eval",
+            "results.json",
         ),
     ]
 
@@ -153,10 +174,10 @@ class Times:
 
     def add(self, step: Step, seconds: float, *, is_done: bool) -> None:
         before = self.entries.get(step.name, {})
-        if before.get("command") != fingerprint(step.argv):
+        if before.get("command") != step.fingerprint:
             before = {}
         self.entries[step.name] = {
-            "command": fingerprint(step.argv),
+            "command": step.fingerprint,
             "seconds": round(before.get("seconds", 0.0) + seconds, 1),
             "is_done": is_done,
         }
@@ -166,16 +187,13 @@ class Times:
         entry = self.entries.get(step.name, {})
         return (
             entry.get("is_done", False)
-            and entry.get("command") == fingerprint(step.argv)
-            and step.output.exists()
+            and entry.get("command") == step.fingerprint
+            and (step.folder / step.output).exists()
         )
 
 
 def run(step: Step, times: Times) -> int:
-    """Runs a step's command unless it is done. Returns its exit code."""
-    if times.is_done(step):
-        print(f"[{step.name}] done before, {times.entries[step.name]['seconds']:.0f} s", flush=True)
-        return 0
+    """Runs a step's command. Returns its exit code."""
     print(f"\n[{step.name}] {shlex.join(step.argv)}", flush=True)
     began = time.monotonic()
     code = 1

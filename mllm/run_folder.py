@@ -58,6 +58,20 @@ def continue_folder(run_dir: Path, config: Config, precision: Precision) -> Conf
     return config
 
 
+def check_stream(run_dir: Path, state: dict[str, Any]) -> None:
+    """Refuses to go on with other data: the steps before and after would not be one run.
+
+    Raises:
+        UserError: corpus, tokenizer or packing differ from what the run began with.
+    """
+    before = json.loads((run_dir / "stream.json").read_text(encoding="utf-8"))
+    if before["fingerprint"] != state["fingerprint"]:
+        raise UserError(
+            f"the corpus, the tokenizer or the packing changed since {run_dir} began (stream "
+            f"{before['fingerprint']}, now {state['fingerprint']}); choose another run_dir"
+        )
+
+
 def _plain(value: Any) -> Any:
     """Tuples become lists: YAML's safe form has no tuples."""
     if isinstance(value, dict):

@@ -32,7 +32,7 @@ from mllm.files import write_json
 from mllm.metrics import MetricsLog, cut_after
 from mllm.model.init import count_parameters
 from mllm.optim import learning_rate
-from mllm.run_folder import Ledger, TerminalLine, continue_folder
+from mllm.run_folder import Ledger, TerminalLine, check_stream, continue_folder
 from mllm.stages import Stage, build_stage
 from mllm.stop import STOP_FILE
 from mllm.stream.loader import Loader
@@ -66,6 +66,8 @@ def train(config: Config) -> int:
         copied, missing = checkpoint.init_from(stage.objective.model, config.init_from)
         init_note = f", {copied} tensors from {config.init_from} ({len(missing)} new)"
     engine = Engine(stage.objective, config, config.train.precision)
+    if resume_point is not None:
+        check_stream(run_dir, stage.stream.state)
     if dist.rank() == 0:
         write_json(run_dir / "deepspeed.json", engine.settings)
         write_json(run_dir / "stream.json", stage.stream.state)

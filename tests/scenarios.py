@@ -128,15 +128,18 @@ def main(world: Path, out: Path) -> None:
         whole = replace(whole, train=replace(whole.train, micro_batch_size=4))
         run("one-micro-step", whole)
         run("bf16-zero0", with_stage(base("bf16-zero0"), 0, "bf16"))
+        run("vision-bf16", with_stage(vision_config(world, out / "vision-bf16", 12), 1, "bf16"))
     run(f"vision-{size}", vision_config(world, out / f"vision-{size}", 12 // size))
 
     # Resume: the whole run, then its copy without the second half.
-    run(f"whole-{size}", base(f"whole-{size}"))
-    if dist.rank() == 0:
-        shutil.copytree(out / f"whole-{size}", out / f"resumed-{size}")
-        shutil.rmtree(out / f"resumed-{size}" / "checkpoints" / "step-00000006")
-    dist.barrier()
-    run(f"resumed-{size}", base(f"resumed-{size}"))
+    for kind, precision in (("", "fp32"), ("bf16-", "bf16")):
+        whole, resumed = f"{kind}whole-{size}", f"{kind}resumed-{size}"
+        run(whole, with_stage(base(whole), 1, precision))
+        if dist.rank() == 0:
+            shutil.copytree(out / whole, out / resumed)
+            shutil.rmtree(out / resumed / "checkpoints" / "step-00000006")
+        dist.barrier()
+        run(resumed, with_stage(base(resumed), 1, precision))
 
     # Stopped by request after its first step, then continued.
     stopped = base(f"stopped-{size}")

@@ -6,11 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import World
+from mllm.checkpoint import init_from, latest
+from mllm.export import export
+from mllm.hf.load import load_export
+from mllm.images import normalise, open_picture, to_pixels
+from mllm.model.config import ModelConfig
+from mllm.model.multimodal import MultimodalModel
+from tests.conftest import World, square
 
 SCENARIOS = Path(__file__).with_name("scenarios.py")
 
@@ -79,9 +86,17 @@ def test_two_ranks_contrast_like_one(runs: Path) -> None:
     assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-4
 
 
+def test_the_vision_stage_in_bf16_follows_fp32(runs: Path) -> None:
+    bf16, fp32 = losses(runs / "vision-bf16"), losses(runs / "vision-1")
+    assert all(abs(a / b - 1) < 3e-2 for a, b in zip(bf16, fp32, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["", "bf16-"])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(runs: Path, world_size: int) -> None:
-    whole, resumed = runs / f"whole-{world_size}", runs / f"resumed-{world_size}"
+def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(
+    runs: Path, world_size: int, kind: str
+) -> None:
+    whole, resumed = runs / f"{kind}whole-{world_size}", runs / f"{kind}resumed-{world_size}"
     assert losses(resumed) == losses(whole)
     assert [line["step"] for line in lines(resumed)] == [1, 2, 3, 4, 5, 6]
     discarded = (resumed / "metrics.jsonl.discarded").read_text().splitlines()
@@ -109,3 +124,33 @@ def test_frozen_blocks_stay_and_the_last_one_moves(runs: Path) -> None:
             (f"{blocks}.1.", "vision.vision_model.post_layernorm")
         )
         assert torch.equal(early[name], late[name]) == is_frozen, name
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 2])
+def test_an_export_of_a_trained_run_has_the_logits_of_its_modules(
+    runs: Path, tmp_path: Path, num_images: int
+) -> None:
+    run_dir = runs / "whole-1"
+    export(run_dir, tmp_path / "export")
+    theirs, processor = load_export(tmp_path / "export")
+    ours = MultimodalModel(
+        ModelConfig.from_dict(json.loads((latest(run_dir) / "model_config.json").read_text()))
+    ).eval()
+    init_from(ours, run_dir)
+    pictures = [square("red").data, square("blue", "left").data][:num_images]
+    segments = [part for picture in pictures for part in (picture, "An image of a square.")]
+    inputs = processor.from_segments([segments or ["the quick brown fox"]])
+    size = ours.config.vision.image_size
+    pixels = [to_pixels(open_picture(picture), size, "squash") for picture in pictures]
+    stacked = np.stack(pixels or [np.zeros((3, size, size), np.uint8)])
+    with torch.no_grad():
+        hidden = ours(
+            inputs["input_ids"],
+            inputs["image_slot_mask"].bool(),
+            normalise(torch.from_numpy(stacked)),
+            torch.arange(inputs["input_ids"].shape[1])[None],
+            num_images=num_images,
+        )
+        difference = theirs(**inputs).logits - ours.head(hidden)
+    assert inputs["image_slot_mask"].sum() == num_images * ours.config.num_latents
+    assert difference.abs().max() < 1e-5

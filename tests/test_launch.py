@@ -1,0 +1,72 @@
+"""`mllm train --num-ranks 2`: signals reach the ranks, and a dead rank ends the job by name."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from tests.conftest import World
+from tests.scenarios import pretrain_config
+
+MLLM = Path(sys.executable).with_name("mllm")
+
+
+def start(config_path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(MLLM), "train", str(config_path), "--num-ranks", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_line(run_dir: Path, number: int, process: subprocess.Popen[str]) -> None:
+    """Until `metrics.jsonl` has that many lines."""
+    path = run_dir / "metrics.jsonl"
+    for _ in range(1200):
+        if path.exists() and len(path.read_text().splitlines()) >= number:
+            return
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        time.sleep(0.1)
+    raise AssertionError(f"no {number} steps in 2 minutes")
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def test_sigterm_saves_and_exits_75_and_a_killed_rank_is_named(
+    world: World, tmp_path: Path
+) -> None:
+    config = pretrain_config(world.root, tmp_path / "run")
+    config = replace(config, train=replace(config.train, num_steps=100_000, checkpoint_every=10**6))
+    values = config.to_dict()
+    values["train"]["adam_betas"] = list(values["train"]["adam_betas"])
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+
+    process = start(path)
+    wait_for_line(tmp_path / "run", 3, process)
+    ranks = ranks_of(process)
+    assert len(ranks) == 2
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    steps = [p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert len(steps) == 1 and "saved step" in output
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+
+    process = start(path)
+    wait_for_line(tmp_path / "run", int(steps[0].split("-")[1]) + 2, process)
+    ranks = ranks_of(process)
+    os.kill(ranks[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 1 and "rank 1 ended with -9" in output, output
+    assert "resumed from" in output
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
