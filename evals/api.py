@@ -144,6 +144,8 @@ class Model(Protocol):
     """What an evaluation may ask of a model. Answers come in request order."""
 
     fingerprint: str  # 16 hex over weights, configuration and tokenizer
+    device: str  # such as `cpu`: with dtype, what moves the last digits of a score
+    dtype: str
     seq_len: int  # positions
     num_latents: int  # positions of an image between `<image>` and `</image>`
     image_size: int  # pixels
@@ -184,8 +186,8 @@ class Baselines:
         chance: A uniform guess.
         majority: The best constant answer, from the gold answers.
         others: By name, such as `pixel neighbour`.
-        row_scores: For a baseline in `others`, its score on each query id (0 to 1), so that
-            model and baseline can be compared pairwise.
+        row_scores: For a baseline in `others`, its score on each query id, in the unit of
+            `Task.row_scores`, so that model and baseline can be compared pairwise.
         notes: What the baselines were made from, for results.json.
     """
 
@@ -246,6 +248,13 @@ class Task(ABC):
 
     @abstractmethod
     def baselines(self, queries: list[Query], model: Model) -> Baselines: ...
+
+    def row_scores(self, rows: list[dict[str, Any]]) -> list[float]:
+        """The score of each row. Their mean by `row_weight` is the metric (a share, not %)."""
+        return [row["score"] for row in rows]
+
+    def row_weight(self, row: dict[str, Any]) -> float:
+        return 1.0
 
     def gold_class(self, query: Query) -> str:
         """What a blind control must change besides the picture: the query's class, or its id

@@ -1,6 +1,7 @@
 """`mllm eval`: suites or tasks on an export, scores beside what chance and baselines say."""
 
 import argparse
+import json
 import re
 import time
 from pathlib import Path
@@ -66,7 +67,11 @@ def main(argv: list[str]) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs every cell once, writing results.json after each; gives back what it holds."""
+    """Runs every cell once, writing results.json after each; gives back what it holds.
+
+    `is_complete` and `time_seconds` are of this command; cells of earlier ones on the same model
+    stay.
+    """
     started = time.perf_counter()
     shots = _numbers("--shots", args.shots) if args.shots is not None else None
     specs = [spec for name in args.suites for spec in suite_cells(name, shots)]
@@ -83,8 +88,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "data": str(args.data),
         "versions": versions(),
         "time_seconds": 0.0,
+        "is_complete": False,
         "cells": [],
     }
+    cells = _earlier_cells(args.out / "results.json", model.fingerprint)
     for spec in specs:
         options = CellOptions(
             num_shots=spec.num_shots,
@@ -94,10 +101,32 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             batch_size=args.batch_size,
             is_blind=not args.no_blind,
         )
-        results["cells"].append(run_cell(tasks[spec.task], model, options, args.out))
+        cell = run_cell(tasks[spec.task], model, options, args.out)
+        cells[_cell_key(cell)] = cell
+        results["cells"] = list(cells.values())
+        results["is_complete"] = spec == specs[-1]
         results["time_seconds"] = round(time.perf_counter() - started, 1)
         write_json(args.out / "results.json", results)
     return results
+
+
+def _cell_key(cell: dict[str, Any]) -> tuple[str, str, int]:
+    return cell["suite"], cell["split"], cell["num_shots"]
+
+
+def _earlier_cells(
+    path: Path, model_fingerprint: str
+) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """What an earlier command on the same model left in the same --out."""
+    if not path.exists():
+        return {}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not readable JSON ({error}); remove it") from error
+    if results.get("model_fingerprint") != model_fingerprint:
+        return {}
+    return {_cell_key(cell): cell for cell in results["cells"]}
 
 
 def _check(args: argparse.Namespace) -> None:

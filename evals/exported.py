@@ -28,7 +28,7 @@ from tokenizer.specials import BOS_ID, EOS_ID, PAD_ID
 
 # What decides an answer. The rest of an export is for people.
 FINGERPRINTED = ("*.safetensors", "config.json", "processor_config.json", "tokenizer*")
-MAX_TEXT_BATCH = 16  # windows of a full context at once: bounds the logits' memory
+MAX_LOGIT_BYTES = 256 << 20  # float32 logits of the text windows computed at once
 
 
 class ExportedModel:
@@ -44,6 +44,7 @@ class ExportedModel:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.processor = load_export(model_dir, device)
         files = sorted({path for pattern in FINGERPRINTED for path in model_dir.glob(pattern)})
+        self.device, self.dtype = self.model.device.type, str(self.model.dtype)
         self.fingerprint = fingerprint({path.name: sha256_file(path) for path in files})
         self.seq_len: int = self.model.config.seq_len
         self.num_latents: int = self.processor.num_latents
@@ -102,8 +103,9 @@ class ExportedModel:
             for start in range(0, len(ids), self.seq_len)
         ]
         totals = [0.0] * len(texts)
-        for start in range(0, len(windows), MAX_TEXT_BATCH):
-            batch = windows[start : start + MAX_TEXT_BATCH]
+        size = max(1, MAX_LOGIT_BYTES // (4 * self.seq_len * self.vocab_size))
+        for start in range(0, len(windows), size):
+            batch = windows[start : start + size]
             for (i, _, _), ll in zip(batch, self._window_lls(batch), strict=True):
                 totals[i] += ll
         return [

@@ -23,7 +23,7 @@ from evals.api import (
     TextScore,
 )
 from evals.controls import derange, with_pictures_of
-from evals.scoring import mean_se
+from evals.scoring import mean_se, ratio_se
 from evals.select import select
 from evals.shots import build_prompts, check_budget, num_positions
 from mllm.command import progress
@@ -99,6 +99,10 @@ def run_cell(task: Task, model: Model, options: CellOptions, out_dir: Path) -> d
     blind = None
     if task.has_images and options.is_blind:
         blind = _blind(task, model, prompts[seeds[0]], folder, settings, seeds[0], options)
+    extra = per_seed[0]["extra"]
+    if options.num_shots > 0:
+        ids = [query.id for query in queries]
+        extra = extra | _zero_shot(task, settings, ids, folder.parent / "k0" / f"seed{seeds[0]}")
     scores = [entry["score"] for entry in per_seed]
     score, se = sum(scores) / len(scores), _pooled_se(rows, per_seed, task)
     asked_ms = sum(row["ms"] for seed in seeds for row in rows[seed])
@@ -120,7 +124,7 @@ def run_cell(task: Task, model: Model, options: CellOptions, out_dir: Path) -> d
         "blind": blind,
         "seed_sd": _rounded(_deviation(scores)),
         "per_seed": per_seed,
-        "extra": per_seed[0]["extra"],
+        "extra": extra,
         "seconds": round((asked_ms + (blind or {"ms": 0})["ms"]) / 1000, 1),
         "settings": settings,
     }
@@ -215,6 +219,8 @@ def _settings(
         "num_shots": options.num_shots,
         "batch_size": options.batch_size,
         "model": model.fingerprint,
+        "device": model.device,
+        "dtype": model.dtype,
         "data": task.data_fingerprint,
         "support": task.support().fingerprint if options.num_shots else None,
         "queries": fingerprint([query.id for query in queries]),
@@ -232,6 +238,8 @@ def _resume(
     if not path.exists() or path.stat().st_size == 0:
         write_json(settings_path, settings)
         return {}
+    if not settings_path.exists():
+        raise UserError(f"{settings_path} is missing beside its rows; remove {folder}")
     before = json.loads(settings_path.read_text(encoding="utf-8"))
     if before != settings:
         changed = [key for key in before | settings if before.get(key) != settings.get(key)]
@@ -244,12 +252,35 @@ def _resume(
     if whole < len(data):
         with open(path, "r+b") as file:
             file.truncate(whole)
-    lines = data[:whole].decode().split("\n")[:-1]  # not splitlines: a row may hold U+2028
-    rows = [json.loads(line) for line in lines]
+    rows = _whole_rows(data)
     by_id = {row["id"]: row for row in rows}
     if len(by_id) < len(rows) or not by_id.keys() <= set(expected):
         raise UserError(f"{path}: doubled or unknown ids; remove {folder} and run again")
     return by_id
+
+
+def _whole_rows(data: bytes) -> list[dict[str, Any]]:
+    """The rows of a samples.jsonl but a torn last one."""
+    lines = data.decode(errors="replace").split("\n")[:-1]  # not splitlines: rows hold U+2028
+    return [json.loads(line) for line in lines]
+
+
+def _zero_shot(
+    task: Task, settings: dict[str, Any], ids: list[str], seed_dir: Path
+) -> dict[str, float | None]:
+    """The k = 0 score on the same queries, which a few-shot score is to be held against.
+
+    Empty where `seed_dir` lacks rows of the same model and task for all of them.
+    """
+    path, settings_path = seed_dir / "samples.jsonl", seed_dir / "settings.json"
+    if not (path.exists() and settings_path.exists()):
+        return {}
+    before = json.loads(settings_path.read_text(encoding="utf-8"))
+    decisive = ("model", "device", "dtype", "data", *task.settings)
+    rows = {row["id"]: row for row in _whole_rows(path.read_bytes())}
+    if any(before.get(key) != settings[key] for key in decisive) or not rows.keys() >= set(ids):
+        return {}
+    return {"zero_shot_same_queries": _rounded(task.measure([rows[i] for i in ids]).score)}
 
 
 def _blind(
@@ -302,17 +333,13 @@ def _pooled_se(
     if len(per_seed) == 1:
         se = per_seed[0]["se"]
         return math.nan if se is None else se
-    if rows[per_seed[0]["seed"]][0]["score"] is None:
-        # No score of a single row (CIDEr): as if seeds were one draw, which errs on the wide side.
-        errors = [math.nan if entry["se"] is None else entry["se"] for entry in per_seed]
-        return sum(errors) / len(errors)
-    return _scale(task) * mean_se(_mean_scores(rows))
+    return _scale(task) * mean_se(_mean_scores(task, rows))
 
 
-def _mean_scores(rows: dict[int, list[dict[str, Any]]]) -> list[float]:
-    """Mean over seeds of each query's row score, in query order."""
-    runs = list(rows.values())
-    return [sum(row["score"] for row in column) / len(runs) for column in zip(*runs, strict=True)]
+def _mean_scores(task: Task, rows: dict[int, list[dict[str, Any]]]) -> list[float]:
+    """Mean over seeds of each query's score, in query order."""
+    runs = [task.row_scores(run) for run in rows.values()]
+    return [sum(column) / len(runs) for column in zip(*runs, strict=True)]
 
 
 def _scale(task: Task) -> float:
@@ -328,21 +355,25 @@ def _verdicts(
 ) -> list[dict[str, Any]]:
     """Model against each baseline; paired by query where the baseline has a score for each."""
     verdicts = []
-    ids = [row["id"] for row in next(iter(rows.values()))]
+    first = next(iter(rows.values()))
     for name, value in baselines.others.items():
+        gap_se = se
         if name in baselines.row_scores:
-            own, other = _mean_scores(rows), baselines.row_scores[name]
-            pairs = zip(own, ids, strict=True)
-            se = _scale(task) * mean_se([mine - other[query_id] for mine, query_id in pairs])
+            other, weights = baselines.row_scores[name], [task.row_weight(row) for row in first]
+            gaps = [
+                weight * (mine - other[row["id"]])
+                for mine, row, weight in zip(_mean_scores(task, rows), first, weights, strict=True)
+            ]
+            gap_se = _scale(task) * ratio_se(gaps, weights)
         gain = (score - value) * (1 if task.is_higher_better else -1)
-        is_clear = abs(gain) > 2 * se  # False where se is NaN
+        is_clear = abs(gain) > 2 * gap_se  # False where se is NaN
         relation = ("better than" if gain > 0 else "worse than") if is_clear else "level with"
         verdicts.append(
             {
                 "baseline": name,
                 "relation": relation,
                 "difference": _rounded(score - value),
-                "se": _rounded(se),
+                "se": _rounded(gap_se),
             }
         )
     return verdicts

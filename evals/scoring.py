@@ -56,6 +56,16 @@ def bootstrap_se(values: Sequence[float], num_draws: int = 1000, seed: int = 0) 
     return float(array[draws].mean(axis=1).std(ddof=1))
 
 
+def plain(text: str) -> str:
+    """Lower-case words with single spaces, nothing else: what names are compared by."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def holds_name(caption: str, name: str) -> bool:
+    """Whether a caption names the picture: its name as whole words."""
+    return f" {plain(name)} " in f" {plain(caption)} "
+
+
 def exact_match_normalise(text: str) -> str:
     """Lower case, no ASCII punctuation, no articles, single spaces (the SQuAD rules)."""
     text = text.lower().translate(str.maketrans("", "", string.punctuation))

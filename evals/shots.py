@@ -6,7 +6,7 @@ The k = 2 shots are the first two of the k = 4 shots, so that a sweep over k mea
 
 import hashlib
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import lru_cache
 
 from corpora.document import TextSegment
 from evals.api import Exemplar, Model, Prompt, Query, Separator, Support
@@ -28,7 +28,7 @@ def draw_order(key: str, num_items: int) -> Iterator[int]:
         moved[chosen] = moved.get(position, position)
 
 
-@cache
+@lru_cache(maxsize=4096)  # keeps the encoded pictures alive, so not without bound
 def picture_hash(data: bytes) -> str:
     """Over decoded pixels, so that one picture in two encodings is one picture."""
     from mllm.images import open_picture  # imports torch, which `mllm eval list` can do without

@@ -51,6 +51,9 @@ def verdict_lines(cells: list[dict[str, Any]]) -> list[str]:
                 f"{baseline} ({number(cell['baselines'][baseline])}); difference "
                 f"{number(verdict['difference'], verdict['se'])}"
             )
+        if "zero_shot_same_queries" in cell["extra"]:
+            zero_shot = cell["extra"]["zero_shot_same_queries"]
+            lines.append(f"{name}: k=0 on the same queries: {number(zero_shot)}")
         if cell["blind"]:
             lines.append(f"{name}: {_blind_line(cell)}")
     return lines

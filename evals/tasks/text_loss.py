@@ -66,6 +66,9 @@ class TextLoss(Task):
             "score": round(-response.ll / response.num_tokens, 6),
         }
 
+    def row_weight(self, row: dict[str, Any]) -> float:
+        return row["n_tok"]
+
     def measure(self, rows: list[dict[str, Any]]) -> Measured:
         losses, tokens = [-row["ll"] for row in rows], [row["n_tok"] for row in rows]
         num_bytes = sum(row["n_byte"] for row in rows)

@@ -30,8 +30,6 @@ def times_section(times: Times) -> Markup:
 
 
 GENERAL_LIMITS = (
-    "One training run, one seed: another run differs by more than the ± figures, which cover only "
-    "which pictures were asked about.",
     "A model of this size has no world knowledge to speak of. Text that reads well can be wrong.",
     "Nothing here was checked for safety or bias; it is not meant for use on people.",
 )
@@ -39,18 +37,38 @@ DEMO_LIMITS = (
     "The pictures are emoji, flags and drawn shapes: expect nothing on photographs.",
     "Captions are made from names, keywords and groups, so a caption score rewards the right name "
     "and the right pattern. Nothing here compares with published COCO or VQAv2 figures.",
-    "“Unseen artwork” means a known concept drawn by an artist who was held out whole. The harder "
-    "test, concepts never seen at all, is a row of its own.",
-    "Naming is a choice among five names, not free naming among all of them.",
-    "Even a perfect model shown the wrong picture gets about 58 % on easy-vqa, and the best answer "
-    "from the question alone 67 %: only what is above that was seen.",
-    "The demo's step counts, learning rates and prompts were chosen on development halves only.",
 )
 
 
-def limits_section(cells: list[Cell]) -> Markup:
-    is_demo = any(cell["suite"] in ("naming", "easy_vqa") for cell in cells)
-    return h("ul", [h("li", line) for line in (*(DEMO_LIMITS if is_demo else ()), *GENERAL_LIMITS)])
+def limits_section(
+    cells: list[Cell], runs: list[Run], corpus_report: dict[str, Any] | None
+) -> Markup:
+    """Only what holds for these scores, runs and this corpus."""
+    suites = {cell["suite"] for cell in cells}
+    lines = [*(DEMO_LIMITS if suites & {"naming", "caption", "easy_vqa"} else ())]
+    if suites & {"naming", "caption"}:
+        unseen = "“Unseen artwork” means a known concept drawn by an artist who was held out whole."
+        if any(cell.get("split") == "new_concepts" for cell in cells):
+            unseen += " The harder test, concepts never seen at all, is a row of its own."
+        lines.append(unseen)
+    if "naming" in suites:
+        lines.append("Naming is a choice among five names, not free naming among all of them.")
+    if "easy_vqa" in suites:
+        lines.append(
+            "Even a perfect model shown the wrong picture gets about 58 % on easy-vqa, and the "
+            "best answer from the question alone 67 %: only what is above that was seen."
+        )
+    if "builder_version" in ((corpus_report or {}).get("settings") or {}):  # `mllm corpora demo`
+        lines.append(
+            "The demo's own settings in this repository were chosen on the development half."
+        )
+    stages = ["vision" if run.is_vision else run.setting("stage") for run in runs]
+    once = "One training run, one seed: another" if len(set(stages)) == len(stages) else "Another"
+    lines.append(
+        f"{once} run differs by more than the ± figures, which cover only which pictures were "
+        "asked about."
+    )
+    return h("ul", [h("li", line) for line in (*lines, *GENERAL_LIMITS)])
 
 
 def flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -48,8 +48,8 @@ def build(inputs: Inputs, title: str, seed: int, num_pictures: int) -> str:
         h("h1", title),
         h(
             "p",
-            "A small multimodal language model: trained from scratch on text and pictures, then "
-            "tested on pictures it had not seen.",
+            "A multimodal language model of text and pictures: how it was trained, what it scores "
+            "and what the scores are worth.",
             class_="subtitle",
         ),
         headline(inputs.cells),
@@ -86,7 +86,7 @@ def _sections(
         ("curves", "Learning curves", curve_section(inputs.runs) if inputs.runs else None),
         ("corpus", "What it was trained on", corpus_section(report) if report else None),
         ("times", "How long it took", times_section(inputs.times) if inputs.times else None),
-        ("limits", "What it is not", limits_section(cells)),
+        ("limits", "What it is not", limits_section(cells, inputs.runs, report)),
         ("settings", "Settings and fingerprints", settings_section(inputs.runs, named, report)),
     ]
 

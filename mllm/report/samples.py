@@ -1,4 +1,4 @@
-"""Pictures drawn by seed before any score is read, each with what the model said about it.
+"""Pictures drawn by seed whatever the scores, each with what the model said about it.
 
 The draw is an order of sample keys by hash, a function of (seed, key) alone, so neither scores nor
 the model can move a picture onto the page or off it.
@@ -8,12 +8,12 @@ import base64
 import hashlib
 import io
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evals.scoring import holds_name, plain
 from mllm.errors import BadSample, UserError
 from mllm.report.inputs import read_json_lines
 from mllm.report.markup import Child, Markup, h, join
@@ -116,21 +116,24 @@ def probabilities(row: Row, norm: str) -> list[tuple[str, float]]:
     return sorted(pairs, key=lambda pair: -pair[1])
 
 
-def plain(text: str) -> str:
-    """Lower-case words with single spaces, nothing else: what two texts are compared by."""
-    return " ".join(re.findall(r"\w+", text.lower()))
-
-
 def is_right(suite: str, row: Row) -> bool:
     """Whether the answer is right; a caption is when it holds the picture's name (its gold)."""
     if suite != "caption":
         return bool(row["score"] >= 0.5)
-    return f" {plain(str(row['gold']))} " in f" {plain(said(row))} "
+    return holds_name(said(row), str(row["gold"]))
 
 
 def said(row: Row) -> str:
     answer = row.get("answer")
     return " ".join(str(row.get("raw", "") if answer is None else answer).split())
+
+
+def asked_by_all(gallery: Gallery) -> set[str]:
+    """The keys that every suite has answered (suites differ in --limit), so that no drawn picture
+    lacks one of them; all keys where the suites share none.
+    """
+    answered = [set(rows) for rows in gallery.rows.values()]
+    return set.intersection(*answered) or set.union(*answered)
 
 
 def counts(gallery: Gallery, suite: str, keys: list[str]) -> str:
@@ -144,7 +147,7 @@ def gallery_section(
     gallery: Gallery, corpora_dir: Path | None, seed: int, num_pictures: int
 ) -> Markup:
     """One evaluation corpus: the draw with its counts, then the next failures in the same order."""
-    keys = in_drawn_order(set().union(*gallery.rows.values()), seed)
+    keys = in_drawn_order(asked_by_all(gallery), seed)
     drawn, later = keys[:num_pictures], keys[num_pictures:]
     main = "naming" if "naming" in gallery.rows else next(iter(gallery.rows))
     rows = gallery.rows[main]
@@ -258,10 +261,10 @@ def picture_section(
         [
             h(
                 "p",
-                "Not chosen by us: the order is a hash of the seed and the picture's key, fixed "
-                "before any answer was scored. Bars are the share each candidate gets (softmax of "
-                "the score that ranks it); ✓ is the right name. A caption counts as right when it "
-                "contains the picture's name word for word.",
+                "Not chosen by hand: the order is the hash of (seed, key), whatever the scores. "
+                "Bars are the share each candidate gets (softmax of the score that ranks it); ✓ is "
+                "the right name. A caption counts as right when it contains the picture's name "
+                "word for word.",
             ),
             [h("p", f"Missing: {path}", class_="note") for path in missing],
             [gallery_section(gallery, corpora_dir, seed, num_pictures) for gallery in galleries],

@@ -36,7 +36,6 @@ def headline(cells: list[Cell]) -> Markup | None:
     cell = headline_cell(cells)
     if cell is None or cell["score"] is None:
         return None
-    seen = {"final": "in an artist's style it never trained on"}.get(str(cell.get("split")), "")
     figures = [
         ("right name out of five", cell["score"], "main"),
         *((name, value, "") for name, value in cell.get("baselines", {}).items()),
@@ -49,9 +48,10 @@ def headline(cells: list[Cell]) -> Markup | None:
         "div",
         h(
             "p",
-            f"Shown a drawing {seen}".rstrip() + ", the model picks its name out of five ",
+            "Shown a drawing, the model picks its name out of five ",
             h("strong", with_unit(cell, cell["score"])),
-            f" of the time (± {number(cell.get('se'))}, {cell['n']:,} pictures).",
+            f" of the time (± {number(cell.get('se'))}, {cell['n']:,} pictures",
+            f"; {SPLITS[cell['split']]})." if cell.get("split") in SPLITS else ").",
             class_="lead",
         ),
         h("p", badge(result), " ", result.text + "."),

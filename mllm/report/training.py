@@ -33,9 +33,9 @@ def training_section(runs: list[Run], export: Export | None) -> Markup:
                 "p",
                 "A vision encoder turns a picture into a few vectors, which take places among the "
                 "word vectors of a text decoder; the decoder learns to predict the next piece of "
-                "text (a token) after any mix of text and pictures. This is the architecture of "
-                "KOSMOS-1. A stage starts from random numbers unless said to begin with other "
-                "weights.",
+                "text (a token) after any mix of text and pictures. ",
+                architecture_words(runs),
+                "A stage starts from random numbers unless said to begin with other weights.",
             ),
             h("ol", [h("li", stage_words(run)) for run in runs]) if runs else None,
             run_table(runs) if runs else None,
@@ -44,6 +44,20 @@ def training_section(runs: list[Run], export: Export | None) -> Markup:
             [dropped_table(run) for run in runs if run.dropped],
         ]
     )
+
+
+def architecture_words(runs: list[Run]) -> str | None:
+    """How the decoder's run departs from KOSMOS-1, where its configuration says."""
+    run = next((run for run in runs if not run.is_vision and run.setting("model.position")), None)
+    if run is None:
+        return None
+    departures = []
+    if run.setting("model.position") != "xpos":
+        departures.append(f"{run.setting('model.position')} positions in place of xPos")
+    if run.setting("model.vision.normalise_features") is False:
+        departures.append("picture features not brought to length one")
+    but = f", but for {' and '.join(departures)}" if departures else ""
+    return f"This is the architecture of KOSMOS-1{but}. "
 
 
 def stage_words(run: Run) -> list[Any]:

@@ -30,8 +30,8 @@ SUITES = {
     ),
 }
 SPLITS = {
-    "final": "unseen artwork, final half: never used for tuning",
-    "development": "unseen artwork, development half: used for tuning",
+    "final": "unseen artwork, final half: for reporting",
+    "development": "unseen artwork, development half: for tuning",
     "new_concepts": "concepts that no training picture, caption or text picture showed",
     "test": "official test split",
 }

@@ -122,6 +122,8 @@ class FakeModel:
     """
 
     fingerprint = "fake"
+    device = "cpu"
+    dtype = "torch.float32"
     seq_len = 200
     num_latents = 4
     image_size = 16

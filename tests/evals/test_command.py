@@ -40,6 +40,18 @@ def test_the_whole_demo_suite_on_a_real_export(
     assert main(["demo", *options, *small]) == 0
     printed = capfd.readouterr().out
     assert "pixel neighbour" in printed and "with another picture" in printed
+    assert "k=0 on the same queries" in printed
+    # Another command in the same folder keeps what is there and renews its own.
+    assert main(["naming", *options, "--limit", "6", "--shots", "0,4", "--seeds", "0"]) == 0
+    merged = json.loads((tmp_path / "results.json").read_text())
+    assert [(c["suite"], c["num_shots"]) for c in merged["cells"]] == [*cells, ("naming", 4)]
+    assert merged["is_complete"]
+    # Those of another model do not stay.
+    merged["model_fingerprint"] = "another"
+    (tmp_path / "results.json").write_text(json.dumps(merged))
+    assert main(["text_loss", *options, "--limit", "6"]) == 0
+    left = json.loads((tmp_path / "results.json").read_text())["cells"]
+    assert [c["suite"] for c in left] == ["text_loss"]
 
 
 def test_suites_share_their_cells():

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from evals.run import CellOptions, run_cell
+from evals.api import Baselines
+from evals.run import CellOptions, _verdicts, run_cell
+from evals.scoring import mean_se, ratio_se
 from evals.select import by_hash, select
 from evals.table import verdict_lines
 from evals.tasks import TASKS
@@ -97,6 +99,72 @@ def test_rows_of_other_settings_are_refused(data_dir: Path, fake: FakeModel, tmp
         run_cell(Naming(data_dir), other, OPTIONS, tmp_path)
     with pytest.raises(UserError, match="queries, num_queries changed"):
         run_cell(Naming(data_dir), fake, replace(OPTIONS, limit=7), tmp_path)
+
+
+def test_rows_without_their_settings_are_refused(data_dir: Path, fake: FakeModel, tmp_path: Path):
+    run_cell(Naming(data_dir), fake, OPTIONS, tmp_path)
+    (tmp_path / "naming_final/k0/seed0/settings.json").unlink()
+    with pytest.raises(UserError, match=r"settings\.json is missing") as caught:
+        run_cell(Naming(data_dir), fake, OPTIONS, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_few_shot_says_what_no_shots_score_on_the_same_queries(
+    data_dir: Path, fake: FakeModel, tmp_path: Path
+):
+    few = replace(OPTIONS, num_shots=2, limit=10)
+    alone = run_cell(Naming(data_dir), fake, few, tmp_path / "alone")
+    assert "zero_shot_same_queries" not in alone["extra"]
+    run_cell(Naming(data_dir), fake, OPTIONS, tmp_path)
+    path = tmp_path / "naming_final/k0/seed0/samples.jsonl"
+    rows = rows_of(path)
+    few_ids = set(select([row["id"] for row in rows], 10))
+    for row in rows:  # wrong wherever few-shot does not ask
+        for candidate in row["candidates"]:
+            candidate["ll"] *= 1 if row["id"] in few_ids else -1
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cell = run_cell(Naming(data_dir), fake, few, tmp_path)
+    assert cell["extra"]["zero_shot_same_queries"] == 100.0
+    assert any("k=0 on the same queries: 100.0" in line for line in verdict_lines([cell]))
+    other = FakeModel()
+    other.fingerprint = "retrained"
+    cell = run_cell(Naming(data_dir), other, replace(few, num_shots=4), tmp_path)
+    assert "zero_shot_same_queries" not in cell["extra"]
+
+
+def test_gaps_are_paired_and_each_has_its_own_error(data_dir: Path, fake: FakeModel):
+    task = Naming(data_dir)
+    rows = {0: [{"id": str(i), "score": float(i % 2)} for i in range(10)]}
+    flat = {str(i): 0.0 for i in range(10)}
+    same = {str(i): float(i % 2) for i in range(10)}
+    made = Baselines(others={"same": 50.0, "unpaired": 50.0, "flat": 0.0})
+    made = replace(made, row_scores={"same": same, "flat": flat})
+    verdicts = {v["baseline"]: v["se"] for v in _verdicts(task, rows, 50.0, 7.0, made)}
+    assert verdicts["same"] == 0.0 and verdicts["unpaired"] == 7.0
+    error = 100 * mean_se([float(i % 2) for i in range(10)])
+    assert verdicts["flat"] == pytest.approx(error, abs=1e-4)
+
+
+def test_the_gap_of_a_loss_weighs_documents_by_tokens(data_dir: Path):
+    rows = {0: [{"id": "a", "score": 2.0, "n_tok": 10}, {"id": "b", "score": 3.0, "n_tok": 90}]}
+    made = Baselines(others={"unigram": 4.0}, row_scores={"unigram": {"a": 4.0, "b": 4.0}})
+    (verdict,) = _verdicts(TextLoss(data_dir), rows, 2.9, 1.0, made)
+    assert verdict["se"] == pytest.approx(ratio_se([-20.0, -90.0], [10, 90]), abs=1e-4)
+
+
+def test_the_gap_of_captions_is_paired_by_picture(data_dir: Path):
+    """Where both gave the same captions nothing is left to vary, however good these are."""
+    task = Caption(data_dir)
+    said = {"a": "a red square", "b": "a dog", "c": "a blue square"}
+    wanted = {"a": "a red square", "b": "a green square", "c": "the blue one"}
+    rows = [{"id": i, "answer": said[i], "references": [wanted[i]], "score": None} for i in said]
+    scores = task.row_scores(rows)
+    assert len(set(scores)) == 3
+    made = Baselines(
+        others={"twin": 1.0}, row_scores={"twin": dict(zip(said, scores, strict=True))}
+    )
+    (verdict,) = _verdicts(task, {0: rows}, 1.0, 9.0, made)
+    assert verdict["se"] == 0.0 and verdict["relation"] == "level with"
 
 
 def test_a_doubled_row_is_refused(data_dir: Path, fake: FakeModel, tmp_path: Path):
