@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TextIO
 
 from mllm.command import Parser
 from mllm.errors import UserError
@@ -25,6 +25,7 @@ Type text, and paths of pictures anywhere in it; a question ends in `?`.
   /help                this
   /quit                leave (also Ctrl-D). Ctrl-C stops an answer."""
 
+PUNCTUATION = "?,.;:!"
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 # A quoted word, or one in which a backslash keeps a space: what terminals paste for a dropped file.
 WORD = re.compile(r"""(?<!\S)(?:"[^"]+"|'[^']+'|(?:\\.|[^\s\\])+)""")
@@ -148,10 +149,15 @@ def picture_item(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from None
 
 
-def content_of(line: str) -> list[dict[str, Any]]:
+def content_of(line: str, notes: TextIO | None = None) -> list[dict[str, Any]]:
     """Text and pictures of one line, in order.
 
     A word is a picture if it ends like one and names a file, or at least looks like a path.
+    Punctuation at its end belongs to the text before it; where that makes a question, the picture
+    comes first, as in the documents that the model knows.
+
+    Args:
+        notes: where to say that a word only looks like a picture; stdout if left out.
 
     Raises:
         UserError: a picture cannot be opened.
@@ -159,23 +165,31 @@ def content_of(line: str) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = []
 
     def add_text(text: str) -> None:
-        if text.strip():
-            content.append({"type": "text", "text": text.strip()})
+        if text:
+            content.append({"type": "text", "text": text})
 
     end = 0
     for match in WORD.finditer(line):
+        word = match[0].rstrip(PUNCTUATION)
         try:
-            (path,) = shlex.split(match[0])
+            (path,) = shlex.split(word)
         except ValueError:  # an apostrophe: a word of text
             continue
         if not path.lower().endswith(PICTURE_SUFFIXES):
             continue
         if "/" not in path and not Path(path).is_file():
+            print(f"{printable(path)}: no such file; taken as text", file=notes, flush=True)
             continue
-        add_text(line[end : match.start()])
-        content.append(picture_item(path))
+        picture = picture_item(path)
+        text, tail = line[end : match.start()].strip(), match[0].removeprefix(word)
+        if text and tail.endswith("?"):
+            content.append(picture)
+            add_text(text + tail)
+        else:
+            add_text(text and text + tail)
+            content.append(picture)
         end = match.end()
-    add_text(line[end:])
+    add_text(line[end:].strip())
     return content
 
 
@@ -260,8 +274,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: at least 1")
     pictures = [picture_item(path) for path in args.image]
     if args.once is not None:
-        content = [*pictures, {"type": "text", "text": args.once}]
-        if not pictures and not args.once.strip():
+        content = [*pictures, *content_of(args.once, notes=sys.stderr)]
+        if not content:
             raise UserError("--once needs a text, or a picture by --image")
         print_answer(Conversation(args.model, args.max_new_tokens), content)
         return 0

@@ -3,6 +3,7 @@
 checkpoints/step-00000100/
   model.safetensors   float32 weights of the whole model, for init_from, export and evaluation
   model_config.json   the sizes
+  tokenizer.model     what gave the model its ids
   state.json          step and counters of the loop
   deepspeed/          optimizer states, one file a rank (pickles: trusted like code)
   manifest.json       size and SHA-256 of every file above
@@ -46,6 +47,7 @@ def save(
     engine: Engine,
     state: TrainState,
     model_config: dict[str, Any],
+    tokenizer_path: Path,
     keep: int,
 ) -> bool:
     """Writes a checkpoint. All ranks call it.
@@ -72,8 +74,7 @@ def save(
     weights = {} if failed else engine.full_state_dict()
     if not failed and dist.rank() == 0:
         try:
-            _finish(aside, final, weights, state, model_config)
-            _prune(folder, keep)
+            _finish(aside, final, weights, state, model_config, tokenizer_path)
         except (OSError, RuntimeError) as error:
             problem = error
     failed = dist.all_reduce_sum([float(problem is not None)])[0]
@@ -83,8 +84,11 @@ def save(
             "free disk space there; training goes on from the one before",
             flush=True,
         )
-    if failed and dist.rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
+    if dist.rank() == 0:
+        if failed:
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            _prune(final, keep)
     return not failed
 
 
@@ -94,12 +98,14 @@ def _finish(
     weights: dict[str, torch.Tensor],
     state: TrainState,
     model_config: dict[str, Any],
+    tokenizer_path: Path,
 ) -> None:
     weights = {name.removeprefix("model."): value for name, value in weights.items()}
     weights = {name: value.float().contiguous() for name, value in weights.items() if name != TIED}
     save_file(weights, aside / "model.safetensors")
     write_json(aside / "model_config.json", model_config)
     write_json(aside / "state.json", asdict(state))
+    shutil.copyfile(tokenizer_path, aside / "tokenizer.model")
     files = sorted(path for path in aside.rglob("*") if path.is_file())
     for path in files:
         with open(path, "rb") as file:
@@ -116,9 +122,11 @@ def _finish(
         file.write(final.name + "\n")
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for old in checkpoints(folder)[: -max(1, keep)]:
-        shutil.rmtree(old)
+def _prune(newest: Path, keep: int) -> None:
+    """Removes the oldest checkpoints up to the one just written, which stays."""
+    earlier = [path for path in checkpoints(newest.parent) if path.name < newest.name]
+    for old in earlier[: len(earlier) - max(1, keep) + 1]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -210,7 +218,8 @@ def init_from(module: nn.Module, source: str | Path) -> tuple[int, list[str]]:
         # The decoder's words begin where the contrast with pictures put them, at the size that
         # embeddings are given (unit variance after the embedding scale).
         table = weights.pop(CONTRASTIVE_TEXT)
-        weights[EMBEDDING] = table * (table.shape[1] ** -0.5 / table.std())
+        if table.shape == own[EMBEDDING].shape:
+            weights[EMBEDDING] = table * (table.shape[1] ** -0.5 / table.std())
     shared = own.keys() & weights.keys()
     for name in shared:
         if own[name].shape != weights[name].shape:

@@ -1,6 +1,7 @@
 """`mllm <verb>`: one lazy import per verb, no logic. Exit codes: 0 done, 2 the user's input,
 1 ours, 75 training saved and stopped before its end."""
 
+import errno
 import importlib
 import os
 import sys
@@ -23,6 +24,18 @@ VERBS = {
     "chat": ("mllm.chat", "chat with pictures: mllm chat --model runs/demo/export"),
     "demo": ("mllm.demo", "the whole chain on real data; what `make demo` runs"),
 }
+
+# What is wrong with the place that the user chose, not with us.
+PLACE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+)
 
 
 def usage() -> str:
@@ -49,6 +62,16 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        if error.errno not in PLACE_ERRORS:
+            raise
+        path = error.filename2 or error.filename  # a rename's target; none for an open file
+        place = "" if path is None else f"{path}: "
+        print(
+            f"mllm: error: {place}{error.strerror}; choose another place or free space",
+            file=sys.stderr,
+        )
+        return 2
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from mllm.errors import UserError
 from mllm.model.config import ModelConfig
@@ -55,22 +55,22 @@ class DataConfig:
 class ContrastiveConfig:
     """The text side and the batch of the vision stage."""
 
-    embed_dim: int = 256  # of the space where pictures and captions meet
-    text_len: int = 24  # tokens of a caption; longer ones are cut
+    embed_dim: PositiveInt = 256  # of the space where pictures and captions meet
+    text_len: PositiveInt = 24  # tokens of a caption; longer ones are cut
     caption_prefix: str = (
         ""  # left off where a caption begins with it: what all share tells nothing
     )
     caption_end: str = ""  # characters; a caption is read up to the first of them
     text_lr_scale: float = 10.0  # of the token embeddings, as a multiple of peak_lr
     initial_temperature: float = 0.07
-    group_size: int = 1  # neighbours in a corpus that stay together in a batch
+    group_size: PositiveInt = 1  # neighbours in a corpus that stay together in a batch
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    num_steps: int = 1000
-    micro_batch_size: int = 4  # rows per rank and forward
-    global_batch_size: int = 8  # rows per step
+    num_steps: PositiveInt = 1000
+    micro_batch_size: PositiveInt = 4  # rows per rank and forward
+    global_batch_size: PositiveInt = 8  # rows per step
     precision: Precision = "auto"  # auto: bf16 where it is native
     peak_lr: float = 2e-4
     warmup_steps: int = 375
@@ -81,12 +81,12 @@ class TrainConfig:
     gradient_clip: float = 2.0  # global L2 norm; 0 switches it off
     train_last_blocks: int = 1  # of the vision encoder; the number of its blocks: all of it
     vision_lr_scale: float = 1.0  # peak_lr of the vision encoder, as a multiple
-    checkpoint_every: int = 100  # steps
-    keep_checkpoints: int = 2
-    validate_every: int = 100  # steps
-    validation_rows: int = 32  # per validation source
-    max_skipped_steps: int = 10  # in a row, then the run stops
-    max_bad_samples: float = 0.01  # share of a step's samples that may be masked, then it stops
+    checkpoint_every: PositiveInt = 100  # steps
+    keep_checkpoints: PositiveInt = 2
+    validate_every: PositiveInt = 100  # steps
+    validation_rows: PositiveInt = 32  # per validation source
+    max_skipped_steps: PositiveInt = 10  # in a row, then the run stops
+    max_bad_samples: PositiveInt = 1000  # masked in one process, then the run stops
     tensorboard: bool = False
 
     def __post_init__(self) -> None:

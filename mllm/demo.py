@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.command import Parser
+from mllm.dist import free_port
 from mllm.errors import UserError
 from mllm.files import fingerprint, write_aside, write_json
 
@@ -51,7 +52,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--exclude {args.exclude}: no such file; it lists one name a line")
     out.mkdir(parents=True, exist_ok=True)
     times = Times(out / "times.json")
-    times.entries.setdefault("probe", probe())
+    if "probe" not in times.entries:
+        times.entries["probe"] = probe()
     print(describe_probe(times.entries["probe"]), flush=True)
     is_stale = False  # a step that ran anew makes every later result one of something else
     for step in steps(out, is_small=args.smoke, exclude=args.exclude):
@@ -145,6 +147,7 @@ SMALL_MODEL = (
     "model.vision.mlp_dim=128",
 )
 SMALL_VISION = (
+    "contrastive.embed_dim=64",
     "train.num_steps=12",
     "train.micro_batch_size=16",
     "train.global_batch_size=32",
@@ -198,13 +201,20 @@ def run(step: Step, times: Times) -> int:
     began = time.monotonic()
     code = 1
     try:
-        code = subprocess.run(step.argv, check=False).returncode
+        code = subprocess.run(with_free_port(step.argv), check=False).returncode
     finally:
         times.add(step, time.monotonic() - began, is_done=code == 0)
     print(f"[{step.name}] {time.monotonic() - began:.0f} s", flush=True)
     if code:
         print(f"mllm: {step.name} ended with {code}; the same command goes on", file=sys.stderr)
     return code
+
+
+def with_free_port(argv: list[str]) -> list[str]:
+    """The launcher's default port may be another run's."""
+    if Path(argv[0]).name != "deepspeed":
+        return argv
+    return [argv[0], "--master_port", str(free_port()), *argv[1:]]
 
 
 def probe() -> dict[str, float]:

@@ -21,7 +21,6 @@ from mllm.errors import UserError
 from mllm.optim import build_optimizer
 
 ZERO_CONFIG_DIR = Path(__file__).resolve().parent.parent / "deepspeed_configs"
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def resolve_precision(precision: Precision) -> Precision:
@@ -97,14 +96,13 @@ class StepResult:
 
 
 class Engine:
-    """A module under DeepSpeed. Parameters are updated by `step` after A calls of `backward`."""
+    """A module under DeepSpeed. Parameters move at the `micro_step` that ends a step."""
 
     def __init__(self, module: nn.Module, config: Config, precision: str):
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.precision = precision
-        self.dtype = DTYPES[precision]
         self.stage = config.zero.stage
         self.settings = deepspeed_config(config, precision, dist.world_size())
         self.grad_accum_steps: int = self.settings["gradient_accumulation_steps"]
@@ -156,8 +154,28 @@ class Engine:
         self._engine.train(mode)
 
     def save(self, folder: Path, tag: str) -> None:
-        """Writes this rank's share of parameters and optimizer states. All ranks call it."""
-        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        """Writes this rank's share of parameters and optimizer states. All ranks call it.
+
+        Raises:
+            OSError, RuntimeError: the disk would not take it. Only after DeepSpeed's barriers:
+                a rank that left early would leave the others waiting there.
+        """
+        writer = self._engine.checkpoint_engine
+        write, problems = writer.save, []
+
+        def save_or_note(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return write(*args, **kwargs)
+            except (OSError, RuntimeError) as error:
+                problems.append(error)
+
+        writer.save = save_or_note
+        try:
+            self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        finally:
+            writer.save = write
+        if problems:
+            raise problems[0]
 
     def load(self, folder: Path, tag: str) -> None:
         """Reads what `save` wrote at the same world size and ZeRO stage."""
@@ -189,6 +207,8 @@ def init_distributed() -> None:
     """Joins the process group that the environment describes."""
     import deepspeed
 
+    if torch.cuda.is_available():
+        torch.cuda.set_device(dist.local_rank())  # before the first collective
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False

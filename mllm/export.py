@@ -135,7 +135,7 @@ def write_model(
     from mllm.hf.modeling_mllm import MllmForConditionalGeneration
     from mllm.hf.processing_mllm import MllmProcessor
     from mllm.hf.tokenization_mllm import MllmTokenizer
-    from tokenizer.specials import BOS_ID, EOS_ID, LINE_ID, PAD_ID, SPECIALS
+    from tokenizer.specials import BOS_ID, EOS_ID, PAD_ID, SPECIALS
 
     out_dir = Path(out_dir)
     tokenizer = MllmTokenizer(str(tokenizer_path), model_max_length=model_config.seq_len)
@@ -158,8 +158,8 @@ def write_model(
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
         pad_token_id=PAD_ID,
-        # Never targets in training, so their logits mean nothing.
-        suppress_tokens=[i for i in SPECIALS.values() if i not in (EOS_ID, LINE_ID)],
+        # An answer is text: of the specials only `</s>` may follow, which ends it.
+        suppress_tokens=[i for i in SPECIALS.values() if i != EOS_ID],
     )
     model.save_pretrained(out_dir)
     image_processor = MllmImageProcessor(model_config.vision.image_size, resize)
@@ -183,7 +183,7 @@ def export(run_or_checkpoint: str | Path, out_dir: str | Path) -> dict[str, Any]
     """Writes the export aside and renames it; gives back what `export.json` holds.
 
     Raises:
-        UserError: no checkpoint, or `out_dir` exists and is no export.
+        UserError: no checkpoint, an incomplete run, or `out_dir` exists and is no export.
     """
     from safetensors.torch import load_file
 
@@ -193,6 +193,10 @@ def export(run_or_checkpoint: str | Path, out_dir: str | Path) -> dict[str, Any]
     from tokenizer.tokenizer import Tokenizer
 
     out_dir = Path(out_dir)
+    if out_dir.name in ("", ".."):
+        raise UserError(f"--out {out_dir} cannot be replaced as a whole; name a new folder")
+    if out_dir.is_file():
+        raise UserError(f"--out {out_dir} is a file; name a new folder")
     if out_dir.exists() and not (out_dir / MARKER).is_file() and any(out_dir.iterdir()):
         raise UserError(f"--out {out_dir} exists and is no export; name a new folder")
     checkpoint = latest(Path(run_or_checkpoint))
@@ -214,9 +218,9 @@ def export(run_or_checkpoint: str | Path, out_dir: str | Path) -> dict[str, Any]
             config.data.resize,
         )
         corpora = [(source.name, source.path, source.weight) for source in config.data.mixture]
-        attribution = find_attribution([path for _, path, _ in corpora])
-        if attribution is not None:
-            shutil.copyfile(attribution, aside / "ATTRIBUTION.md")
+        attributions = find_attributions([path for _, path, _ in corpora])
+        if attributions:
+            (aside / "ATTRIBUTION.md").write_text("\n".join(attributions), encoding="utf-8")
         record = {
             "checkpoint": checkpoint.name,
             "step": int(checkpoint.name.rpartition("-")[2]),
@@ -234,7 +238,7 @@ def export(run_or_checkpoint: str | Path, out_dir: str | Path) -> dict[str, Any]
             fingerprint=record["stream_fingerprint"],
             corpora="\n".join(f"* {name}: {weight:g}" for name, _, weight in corpora),
             attribution="Sources and their licences: [ATTRIBUTION.md](ATTRIBUTION.md)."
-            if attribution is not None
+            if attributions
             else "The corpora came without a file of attributions.",
             recipe=(run_dir / "config.yaml").read_text(encoding="utf-8").strip(),
         )
@@ -248,18 +252,27 @@ def export(run_or_checkpoint: str | Path, out_dir: str | Path) -> dict[str, Any]
 
 
 def stream_fingerprint(run_dir: Path) -> str:
-    """The fingerprint in a run's `stream.json`."""
-    state = json.loads((run_dir / "stream.json").read_text(encoding="utf-8"))
+    """The fingerprint in a run's `stream.json`.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = run_dir / "stream.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; copy the whole run folder, or train again")
+    state = json.loads(path.read_text(encoding="utf-8"))
     return state["fingerprint"]
 
 
-def find_attribution(corpus_dirs: list[str]) -> Path | None:
-    """The ATTRIBUTION.md of the corpora: beside one of them, or in a folder above it."""
+def find_attributions(corpus_dirs: list[str]) -> list[str]:
+    """Texts of the corpora's ATTRIBUTION.md, each once: in a corpus or the nearest folder above."""
+    texts: dict[str, None] = {}
     for corpus_dir in corpus_dirs:
         for folder in (Path(corpus_dir), *Path(corpus_dir).parents[:2]):
             if (folder / "ATTRIBUTION.md").is_file():
-                return folder / "ATTRIBUTION.md"
-    return None
+                texts[(folder / "ATTRIBUTION.md").read_text(encoding="utf-8")] = None
+                break
+    return list(texts)
 
 
 def replace_folder(aside: Path, out_dir: Path) -> None:

@@ -78,7 +78,8 @@ def _wait(ranks: list[subprocess.Popen]) -> int:
         ended = {rank: code for rank, code in codes.items() if code is not None}
         failed = {rank: code for rank, code in ended.items() if code not in (0, 75)}
         if len(ended) == len(ranks):
-            for rank, code in failed.items():
+            # A rank that a signal ended is the cause; the others fail at their next collective.
+            for rank, code in sorted(failed.items(), key=lambda entry: entry[1]):
                 if code != 2:  # the rank has already said what the user can mend
                     print(f"mllm: rank {rank} ended with {code}", file=sys.stderr)
                 return code if code > 0 else 1

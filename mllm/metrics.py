@@ -1,6 +1,7 @@
 """`metrics.jsonl` is the truth, one object a step; TensorBoard is a sink that may fail."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class MetricsLog:
     def write(self, values: dict[str, Any]) -> None:
         if self._file is None:
             return
-        self._file.write(json.dumps(values) + "\n")
+        self._file.write(json.dumps(_finite(values)) + "\n")
         self._file.flush()
         if self._board is None:
             return
@@ -42,6 +43,13 @@ class MetricsLog:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity become null: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -56,7 +56,7 @@ class Contrastive(nn.Module):
             The summed loss of this rank's pairs with gradient, and float32 (2, B): each pair's
             loss, and 1 where a picture's best caption was a right one.
         """
-        dtype = self.model.visual_projection.weight.dtype
+        dtype = self.model.image_projection.weight.dtype
         return self.model(
             normalise(batch.pixels).to(dtype), batch.token_ids, batch.lengths, batch.caption_ids
         )

@@ -5,7 +5,6 @@ Letters: B rows, T positions, C candidates of all prompts of a batch, V vocabula
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from transformers import Cache, DynamicCache
@@ -23,14 +22,13 @@ from mllm.hf.processing_mllm import (
 
 # A document's segments, with `</s>` between exemplars.
 Segment = TextSegment | ImageSegment | Mark
-Norm = Literal["sum", "token", "char", "byte"]
 
-__all__ = ["END_OF_DOCUMENT", "CandidateScore", "Norm", "Segment", "rank_candidates"]
+__all__ = ["END_OF_DOCUMENT", "CandidateScore", "Segment", "rank_candidates"]
 
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """Log-likelihood of one candidate (nats, summed) and its lengths, from which each norm follows.
+    """Log-likelihood of one candidate (nats, summed) and its lengths, for `evals.scoring`.
 
     Characters and UTF-8 bytes are counted without the joining space.
     """
@@ -40,10 +38,6 @@ class CandidateScore:
     num_tokens: int
     num_chars: int
     num_bytes: int
-
-    def normed(self, norm: Norm) -> float:
-        lengths = {"token": self.num_tokens, "char": self.num_chars, "byte": self.num_bytes}
-        return self.ll if norm == "sum" else self.ll / lengths[norm]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def continue_folder(run_dir: Path, config: Config, precision: Precision) -> Conf
             precision = before.train.precision
     train = dataclasses.replace(config.train, precision=precision)
     config = dataclasses.replace(config, train=train)
-    if before is not None:
+    has_begun = any((run_dir / "checkpoints").glob("step-*"))
+    if before is not None and has_begun:
         for key in changed_keys(before.to_dict(), config.to_dict()):
             if key in WARNED_ON_RESUME:
                 dist.say(f"mllm: {key} changed since {path}: {WARNED_ON_RESUME[key]}")
@@ -86,7 +87,7 @@ class Ledger:
 
     def __init__(self, run_dir: Path):
         self._path = run_dir / "ledger.jsonl"
-        self.num_lines = 0
+        self.num_bad_samples = 0
 
     def write(self, entry: dict[str, Any]) -> None:
         line = json.dumps({**entry, "rank": dist.rank()}, ensure_ascii=False) + "\n"
@@ -96,7 +97,7 @@ class Ledger:
             os.write(handle, line.encode())
         finally:
             os.close(handle)
-        self.num_lines += 1
+        self.num_bad_samples += "key" in entry
 
 
 class TerminalLine:

@@ -116,8 +116,8 @@ def _pretrain(config: Config) -> Stage:
 def _by_source(batch: Batch, losses: torch.Tensor, num_sources: int) -> list[float]:
     """Summed loss of each source, then its scored positions."""
     sources = batch.source_ids[:, None].expand_as(batch.loss_mask)[batch.loss_mask]
-    sums = torch.zeros(num_sources, dtype=torch.float64, device=losses.device)
-    sums.index_add_(0, sources, losses.double())
+    sums = torch.zeros(num_sources, dtype=torch.float64)
+    sums.index_add_(0, sources, losses.double().cpu())
     return sums.tolist() + torch.bincount(sources, minlength=num_sources).tolist()
 
 
@@ -228,7 +228,7 @@ def _zero_shot(config: Config, stream: PairStream) -> Validate:
     def validate(engine: Engine) -> dict[str, float]:
         model = engine.module.model
         assert isinstance(model, ContrastiveModel)
-        dtype = model.visual_projection.weight.dtype
+        dtype = model.image_projection.weight.dtype
         num_right = 0
         for start in range(0, len(queries), 100):
             pictures = np.stack([pixels for pixels, _ in queries[start : start + 100]])

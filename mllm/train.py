@@ -16,7 +16,6 @@ sys.path[:] = [entry for entry in sys.path if str(Path(entry or ".").resolve()) 
 if str(Path(_HERE).parent) not in sys.path:
     sys.path.insert(0, str(Path(_HERE).parent))
 
-import math
 import signal
 import time
 from types import FrameType
@@ -56,6 +55,7 @@ def train(config: Config) -> int:
     # ------------------------------------------------------------------------------ build
     run_dir = Path(config.run_dir)
     config = continue_folder(run_dir, config, resolve_precision(config.train.precision))
+    stop_flag = _StopFlag(run_dir)
     ledger = Ledger(run_dir)
     stage = build_stage(config)
     init_note = ""
@@ -80,10 +80,8 @@ def train(config: Config) -> int:
     if dist.rank() == 0:
         cut_after(run_dir / "metrics.jsonl", state.step)
         cut_after(run_dir / "ledger.jsonl", state.step)
-        (run_dir / STOP_FILE).unlink(missing_ok=True)
     log = MetricsLog(run_dir, is_writer=dist.rank() == 0, tensorboard=config.train.tensorboard)
     line = TerminalLine(config.train.num_steps, state.step)
-    stop_flag = _StopFlag(run_dir)
     loader = Loader(
         stage.stream,
         start_step=state.step,
@@ -110,7 +108,12 @@ def train(config: Config) -> int:
             line.show(values)
             for batch in batches:
                 for bad in batch.bad_samples:
-                    ledger.write(bad)
+                    ledger.write({**bad, "step": state.step})
+            if ledger.num_bad_samples > config.train.max_bad_samples:
+                raise UserError(
+                    f"more than train.max_bad_samples {config.train.max_bad_samples} samples were "
+                    f"masked; {run_dir}/ledger.jsonl names them; mend the corpus or raise the limit"
+                )
             if not values["applied"]:
                 ledger.write(
                     {
@@ -135,7 +138,12 @@ def train(config: Config) -> int:
             must_stop = stop_flag.agreed()
             if is_last or must_stop or state.step % config.train.checkpoint_every == 0:
                 if checkpoint.save(
-                    run_dir, engine, state, stage.model_config, config.train.keep_checkpoints
+                    run_dir,
+                    engine,
+                    state,
+                    stage.model_config,
+                    stage.stream.tokenizer.model_path,
+                    config.train.keep_checkpoints,
                 ):
                     saved_at = state.step
                 elif is_last or must_stop:
@@ -143,6 +151,10 @@ def train(config: Config) -> int:
             if must_stop and not is_last:
                 dist.say(f"saved step {state.step} and stopped; the same command goes on")
                 return EXIT_STOPPED
+    except UserError as error:
+        if dist.rank() != 0:  # rank 0 tells its own; a failing disk may be this rank's alone
+            print(f"mllm: error: rank {dist.rank()}: {error}", file=sys.stderr, flush=True)
+        raise
     finally:
         loader.close()
         log.close()
@@ -175,11 +187,10 @@ def _step(
         state.skipped_in_a_row = 0
     else:
         state.skipped_in_a_row += 1
-    finite_norm = result.grad_norm if math.isfinite(result.grad_norm) else None
     return {
         "step": step + 1,
         **stage.summary(totals),
-        "grad_norm": finite_norm,
+        "grad_norm": result.grad_norm,
         "lr": rate,
         "applied": result.applied,
     }
@@ -212,6 +223,8 @@ class _StopFlag:
     def __init__(self, run_dir: Path):
         self._stop_file = run_dir / STOP_FILE
         self._is_set = False
+        if dist.rank() == 0:
+            self._stop_file.unlink(missing_ok=True)  # an old request is no request
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._on_signal)
 

@@ -28,15 +28,21 @@ class FakeEngine:
         return {"model.a": torch.arange(4.0), "model.head.weight": torch.zeros(2)}
 
 
+def save_step(run_dir: Path, engine: FakeEngine, step: int) -> bool:
+    tokenizer = run_dir / "given.model"
+    tokenizer.write_bytes(b"pieces")
+    return save(run_dir, engine, TrainState(step=step), {"sizes": 1}, tokenizer, keep=2)
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     for step in (10, 20):
-        assert save(tmp_path, FakeEngine(), TrainState(step=step), {"sizes": 1}, keep=2)
+        assert save_step(tmp_path, FakeEngine(), step)
     return tmp_path
 
 
 def test_the_newest_is_found_old_ones_are_pruned_and_ties_are_stored_once(run_dir: Path) -> None:
-    save(run_dir, FakeEngine(), TrainState(step=30), {}, keep=2)
+    save_step(run_dir, FakeEngine(), 30)
     names = [path.name for path in checkpoint.checkpoints(run_dir / "checkpoints")]
     assert names == ["step-00000020", "step-00000030"]
     assert newest_valid(run_dir).name == "step-00000030"
@@ -47,6 +53,7 @@ def test_the_newest_is_found_old_ones_are_pruned_and_ties_are_stored_once(run_di
         "model.safetensors",
         "model_config.json",
         "state.json",
+        "tokenizer.model",
     ]
 
 
@@ -86,7 +93,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_training_goes_on(
 ) -> None:
     engine = FakeEngine()
     engine.disk_is_full = True
-    assert not save(run_dir, engine, TrainState(step=30), {}, keep=2)
+    assert not save_step(run_dir, engine, 30)
     assert "No space left" in capsys.readouterr().out
     assert newest_valid(run_dir).name == "step-00000020"
     assert not list((run_dir / "checkpoints").glob(".tmp*"))
@@ -125,3 +132,12 @@ def test_init_from_refuses_other_shapes_and_strangers(run_dir: Path) -> None:
         init_from(Holder(5), run_dir)
     with pytest.raises(UserError, match="no tensor of it"):
         init_from(torch.nn.Linear(2, 2), run_dir)
+
+
+def test_pruning_never_takes_what_was_just_written_for_one_that_is_only_later(
+    run_dir: Path,
+) -> None:
+    """A corrupt later checkpoint that was passed over at resume must not push good ones out."""
+    assert save_step(run_dir, FakeEngine(), 15)
+    names = [path.name for path in checkpoint.checkpoints(run_dir / "checkpoints")]
+    assert names == ["step-00000010", "step-00000015", "step-00000020"]

@@ -37,6 +37,10 @@ def test_every_config_in_the_repository_loads_and_opens_with_its_command(path: P
         ({"data": {"mixture": [{"name": "x", "path": "p", "weight": -1}]}}, "weight -1"),
         ({"model": {"model_dim": 100, "num_heads": 3}}, "num_heads 3"),
         ({"zero": {"stage": 4}}, "zero.stage"),
+        ({"train": {"micro_batch_size": 0}}, "train.micro_batch_size"),
+        ({"train": {"checkpoint_every": 0}}, "train.checkpoint_every"),
+        ({"model": {"num_heads": 0}}, "num_heads is 0"),
+        ({"model": {"vision": {"patch_size": 0}}}, "patch_size is 0"),
     ],
 )
 def test_mistakes_are_one_line_that_names_file_and_key(changes: dict, message: str) -> None:
@@ -79,9 +83,10 @@ def test_a_run_folder_keeps_what_matters_and_lets_the_rest_change(tmp_path: Path
     assert first.train.precision == "fp32"
     # `auto` means what the run began with, whatever this machine would choose.
     assert continue_folder(run_dir, config, "bf16").train.precision == "fp32"
+    (run_dir / "checkpoints" / "step-00000001").mkdir(parents=True)
     moved = replace(config, train=replace(config.train, checkpoint_every=7))
     assert continue_folder(run_dir, moved, "fp32").train.checkpoint_every == 7
-    with pytest.raises(UserError, match=r"train.peak_lr differs from .*config.yaml"):
+    with pytest.raises(UserError, match=r"train\.peak_lr differs from .*config.yaml"):
         continue_folder(run_dir, replace(config, train=replace(config.train, peak_lr=1.0)), "fp32")
 
 

@@ -9,7 +9,9 @@ from mllm.demo import Step, Times, run, steps
 def step_of(tmp_path: Path, code: int = 0) -> Step:
     folder = tmp_path / "out"
     script = f"import pathlib, sys; pathlib.Path(r'{folder}').mkdir(exist_ok=True); "
-    script += f"pathlib.Path(r'{folder}/done').touch(); sys.exit({code})"
+    script += (
+        f"import time; time.sleep(0.2); pathlib.Path(r'{folder}/done').touch(); sys.exit({code})"
+    )
     config = tmp_path / "config.yaml"
     config.write_text("a: 1\n")
     return Step("a step", [sys.executable, "-c", script, str(config)], folder, "done")

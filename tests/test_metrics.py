@@ -45,3 +45,11 @@ def test_a_failing_sink_is_dropped_with_a_line_and_the_truth_goes_on(
     log.close()
     assert "TensorBoard stopped: no space" in capsys.readouterr().out
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, is_writer=True, tensorboard=False)
+    log.write({"step": 1, "loss": float("nan"), "loss_by_source": {"text": float("inf")}})
+    log.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line == {"step": 1, "loss": None, "loss_by_source": {"text": None}}

@@ -21,6 +21,10 @@ COMMANDS = [
 TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+def test_no_place_is_left_to_fill_in() -> None:
+    assert not re.findall(r"@[A-Z]+@", (ROOT / "README.md").read_text())
+
+
 def test_the_readme_shows_the_commands_that_matter() -> None:
     shown = "\n".join(COMMANDS)
     for command in ("make demo", "make test", "make chat", "mllm train", "mllm eval", "deepspeed "):

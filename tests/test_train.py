@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from mllm.checkpoint import init_from, latest
+from mllm.dist import free_port
 from mllm.export import export
 from mllm.hf.load import load_export
 from mllm.images import normalise, open_picture, to_pixels
@@ -27,9 +28,16 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of finished runs: the scenarios on one rank and, by the launcher, on two."""
     out = tmp_path_factory.mktemp("runs")
     launcher = Path(sys.executable).with_name("deepspeed")
-    for command in ([sys.executable], [str(launcher), "--num_accelerators", "2"]):
+    port = str(free_port())
+    for command in (
+        [sys.executable],
+        [str(launcher), "--master_port", port, "--num_accelerators", "2"],
+    ):
         done = subprocess.run(
-            [*command, str(SCENARIOS), str(world.root), str(out)], capture_output=True, text=True
+            [*command, str(SCENARIOS), str(world.root), str(out)],
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out

@@ -5,6 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
+def _check_positive(config: Any) -> None:
+    for field_ in dataclasses.fields(config):
+        value = getattr(config, field_.name)
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise ValueError(f"{field_.name} is {value}; it must be at least 1")
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """A CLIP ViT. The defaults are CLIP ViT-L/14 at 224 pixels, the encoder of KOSMOS-1."""
@@ -20,6 +27,7 @@ class VisionConfig:
     normalise_features: bool = True  # L2 per token (kosmos-2 code)
 
     def __post_init__(self) -> None:
+        _check_positive(self)
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"vision.image_size {self.image_size} is no multiple of "
@@ -57,6 +65,7 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
 
     def __post_init__(self) -> None:
+        _check_positive(self)
         if self.model_dim % self.num_heads:
             raise ValueError(
                 f"model_dim {self.model_dim} is no multiple of num_heads {self.num_heads}"

@@ -16,7 +16,7 @@ from mllm.model.vision import VisionEncoder
 MAX_SCALE = math.log(100.0)  # CLIP's bound on the learnt inverse temperature
 
 
-class TextTower(nn.Module):
+class TextEncoder(nn.Module):
     """A caption's mean token embedding and a residual MLP on it.
 
     Names rarely need word order, and a bag is learnt in far fewer steps than a Transformer: with
@@ -44,7 +44,7 @@ class TextTower(nn.Module):
 
 
 class ContrastiveModel(nn.Module):
-    """Vision encoder and text tower, meeting in one space."""
+    """Vision encoder and text encoder, meeting in one space."""
 
     def __init__(
         self,
@@ -57,8 +57,8 @@ class ContrastiveModel(nn.Module):
         super().__init__()
         self.vision = VisionEncoder(vision)
         set_sincos_positions(self.vision)
-        self.text = TextTower(vocab_size, embed_dim)
-        self.visual_projection = nn.Linear(vision.width, embed_dim, bias=False)
+        self.text = TextEncoder(vocab_size, embed_dim)
+        self.image_projection = nn.Linear(vision.width, embed_dim, bias=False)
         # One element rather than none: DeepSpeed broadcasts parameters as bytes, which a scalar
         # cannot be viewed as.
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / initial_temperature)]))
@@ -69,7 +69,7 @@ class ContrastiveModel(nn.Module):
         The mean over all tokens rather than CLS alone: the resampler will read every token, so
         every token is taught.
         """
-        return F.normalize(self.visual_projection(self.vision(pixels).mean(1)), dim=-1)
+        return F.normalize(self.image_projection(self.vision(pixels).mean(1)), dim=-1)
 
     def embed_texts(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Captions, int64 (B, T) right-padded and (B,), to unit vectors (B, E)."""
