@@ -202,6 +202,7 @@ def export(run_or_checkpoint: str | Path, out_dir: str | Path) -> dict[str, Any]
     checkpoint = latest(Path(run_or_checkpoint))
     run_dir = checkpoint.parent.parent
     config = load_config(run_dir / "config.yaml")
+    fingerprint = stream_fingerprint(run_dir)
     tokenizer = Tokenizer(config.tokenizer)
     model_config = ModelConfig.from_dict(
         json.loads((checkpoint / "model_config.json").read_text(encoding="utf-8"))
@@ -225,7 +226,7 @@ def export(run_or_checkpoint: str | Path, out_dir: str | Path) -> dict[str, Any]
             "checkpoint": checkpoint.name,
             "step": int(checkpoint.name.rpartition("-")[2]),
             "num_parameters": num_parameters,
-            "stream_fingerprint": stream_fingerprint(run_dir),
+            "stream_fingerprint": fingerprint,
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "weights_sha256": sha256_file(checkpoint / WEIGHTS),
             "versions": {name: version(name) for name in ("mllm", "torch", "transformers")},
@@ -235,7 +236,7 @@ def export(run_or_checkpoint: str | Path, out_dir: str | Path) -> dict[str, Any]
             num_parameters=num_parameters,
             steps=record["step"],
             version=version("mllm"),
-            fingerprint=record["stream_fingerprint"],
+            fingerprint=fingerprint,
             corpora="\n".join(f"* {name}: {weight:g}" for name, _, weight in corpora),
             attribution="Sources and their licences: [ATTRIBUTION.md](ATTRIBUTION.md)."
             if attributions

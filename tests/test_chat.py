@@ -83,6 +83,27 @@ def test_paths_are_found_anywhere_in_a_line(pictures, monkeypatch):
         image_command("bad.png")
 
 
+def test_punctuation_after_a_path_goes_back_to_the_text(pictures, monkeypatch):
+    monkeypatch.chdir(pictures)
+    assert kinds(content_of("what colour is in cat.png?")) == ["PICTURE", "what colour is in?"]
+    assert kinds(content_of("see ./cat.png, what is it?")) == ["see,", "PICTURE", "what is it?"]
+    assert kinds(content_of("cat.png: is it red?")) == ["PICTURE", "is it red?"]
+    assert kinds(content_of("cat.png!")) == ["PICTURE"]
+    assert kinds(content_of("look at two\\ words.png...")) == ["look at...", "PICTURE"]
+
+
+def test_a_word_that_only_looks_like_a_picture_is_noted(tiny, pictures, monkeypatch, capfd):
+    monkeypatch.chdir(pictures)
+    assert kinds(content_of("is it in dog.png?")) == ["is it in dog.png?"]
+    assert capfd.readouterr().out == "dog.png: no such file; taken as text\n"
+    arguments = ["--model", str(tiny.export), "--max-new-tokens", "4", "--once"]
+    assert main(["chat", *arguments, "dog.png or cat.png?"]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == "dog.png: no such file; taken as text\n"
+    assert main(["chat", *arguments, "dog.png or?", "--image", "cat.png"]) == 0
+    assert capfd.readouterr().out == printed.out
+
+
 def test_control_characters_never_reach_the_terminal():
     assert printable("a\x1b[2Jb\x07\u202ec\nd") == "a[2Jbc\nd"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.cli import VERBS
+from mllm.cli import VERBS, main
 from mllm.files import write_aside
 
 MLLM = Path(sys.executable).with_name("mllm")
@@ -42,6 +42,27 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert named in done.stderr and "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["typo.yaml"]
+
+
+def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors: list[OSError] = [
+        OSError(28, "No space left on device", "here"),
+        OSError(28, "No space left on device"),
+        OSError(5, "Input/output error"),
+    ]
+
+    def fail(argv: list[str]) -> int:
+        raise errors.pop(0)
+
+    monkeypatch.setattr("mllm.stop.main", fail)
+    reason = "No space left on device; choose another place or free space\n"
+    for place in ("here: ", ""):
+        assert main(["stop", "run"]) == 2
+        assert capsys.readouterr().err == f"mllm: error: {place}{reason}"
+    with pytest.raises(OSError, match="Input/output"):
+        main(["stop", "run"])
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))

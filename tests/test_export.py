@@ -1,6 +1,8 @@
 """`mllm export`: whole folder or none, and the weights, pictures and records that were trained."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -127,6 +129,43 @@ def test_a_run_without_checkpoint_is_one_clear_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "no checkpoint" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_or_run_that_cannot_do_is_one_line(run_dir, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for out, reason in (
+        (str(tmp_path / "file"), "is a file; name a new folder"),
+        (".", "--out . cannot be replaced"),
+        (f"{tmp_path}/run/..", "cannot be replaced"),
+    ):
+        assert main(["export", str(run_dir), "--out", out]) == 2
+        error = capsys.readouterr().err
+        assert reason in error and error.count("\n") == 1
+    (run_dir / "stream.json").unlink()
+    assert main(["export", str(run_dir), "--out", str(tmp_path / "export")]) == 2
+    error = capsys.readouterr().err
+    assert "stream.json is missing" in error and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "file", "run"]
+
+
+def test_out_below_a_file_is_one_line_and_exit_code_2(run_dir, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    out = str(tmp_path / "file" / "export")
+    line = [sys.executable, "-m", "mllm.cli", "export", str(run_dir), "--out", out]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (error,) = done.stderr.splitlines()
+    assert error.startswith(f"mllm: error: {out}")
+    assert error.endswith(": Not a directory; choose another place or free space")
+
+
+def test_attributions_of_all_corpora_are_kept_once_each(tmp_path):
+    for name, text in (("one", "A.\n"), ("two", "B.\n"), ("copy", "A.\n")):
+        (tmp_path / name / "pairs").mkdir(parents=True)
+        (tmp_path / name / "ATTRIBUTION.md").write_text(text)
+    paths = [str(tmp_path / name / "pairs") for name in ("one", "two", "copy", "one")]
+    assert export_module.find_attributions(paths) == ["A.\n", "B.\n"]
+    assert export_module.find_attributions([str(tmp_path / "absent" / "pairs" / "train")]) == []
 
 
 def test_another_tokenizer_is_refused(tiny, run_dir, tmp_path):

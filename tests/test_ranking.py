@@ -5,7 +5,7 @@ import torch
 
 from corpora.document import ImageSegment, TextSegment
 from mllm.errors import UserError
-from mllm.ranking import END_OF_DOCUMENT, CandidateScore, rank_candidates
+from mllm.ranking import END_OF_DOCUMENT, rank_candidates
 from tests.hf.tiny import make_tiny, png
 from tokenizer.specials import BOI_ID, BOS_ID, EOI_ID, EOS_ID, SLOT_ID
 
@@ -107,13 +107,6 @@ def test_a_candidate_that_begins_another_scores_at_least_as_high_in_sum(tiny):
         tiny.model, tiny.processor, [PROMPTS[0]], [[" a red", " a red square"]]
     )
     assert scores[0].ll > scores[1].ll
-    # Either can win by token, so a name inside a name is not doomed: here both are counted alone.
-    assert scores[0].normed("token") == scores[0].ll / scores[0].num_tokens
-
-
-def test_norms_count_without_the_joining_space():
-    score = CandidateScore(" é b", -6.0, 3, 3, 4)
-    assert [score.normed(norm) for norm in ("sum", "token", "char", "byte")] == [-6, -2, -2, -1.5]
 
 
 def test_lengths_in_characters_and_bytes(tiny):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from mllm.errors import UserError
 from mllm.hf.configuration_mllm import MllmConfig
@@ -19,7 +20,7 @@ def load_export(
     """Model (in evaluation mode) and processor of an export.
 
     Raises:
-        UserError: the folder is missing or is no export.
+        UserError: the folder is missing, is no export, or a file in it is cut short or damaged.
     """
     path = Path(path)
     if not (path / "config.json").is_file():
@@ -38,8 +39,14 @@ def load_export(
         if missing := sorted(found["missing_keys"]):
             raise ValueError(f"{len(missing)} tensors missing, among them {missing[0]}")
         processor = load_processor(path)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if processor.tokenizer.vocab_size != config.vocab_size:
+            raise ValueError(
+                f"{processor.tokenizer.vocab_size} pieces in the tokenizer, "
+                f"{config.vocab_size} in the model"
+            )
+    # RuntimeError: tensors of another shape, or no SentencePiece model.
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: not a whole export ({reason}); export it again") from error
     return model.to(device).eval(), processor
 

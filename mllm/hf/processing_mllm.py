@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
@@ -118,12 +117,10 @@ class MllmProcessor(ProcessorMixin):
             "attention_mask": attention_mask,
             "image_slot_mask": [[token_id == SLOT_ID for token_id in row] for row in input_ids],
         }
-        if return_tensors == "pt":
-            data = {key: torch.tensor(value) for key, value in data.items()}
         pictures = [picture for prompt in prompts for picture in prompt.pictures]
         if pictures:
             data |= self.image_processor(pictures, return_tensors=return_tensors)
-        return BatchFeature(data)
+        return BatchFeature(data, tensor_type=return_tensors)
 
     def from_segments(
         self,
@@ -168,6 +165,15 @@ class MllmProcessor(ProcessorMixin):
                 if piece:
                     row.append(piece)
             rows.append(row)
+        return self._batch(rows, padding, padding_side, return_tensors)
+
+    def _batch(
+        self,
+        rows: list[list[PromptSegment]],
+        padding: bool | str,
+        padding_side: str | None,
+        return_tensors: str | None,
+    ) -> BatchFeature:
         prompts = [self.encode(row) for row in rows]
         lengths = {len(prompt.token_ids) for prompt in prompts}
         if padding is False and len(lengths) > 1:
@@ -177,25 +183,51 @@ class MllmProcessor(ProcessorMixin):
     def apply_chat_template(  # type: ignore[override]
         self,
         conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tokenize: bool = True,
         return_dict: bool = True,
+        padding: bool | str = True,
         padding_side: str | None = None,
         return_tensors: str | None = "pt",
+        processor_kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """A batch from messages; see `completion_prompt` for the form they take.
 
+        Args:
+            add_generation_prompt: False only where the assistant's words come last: a user's turn
+                always ends by asking for an answer.
+            continue_final_message: True only there too; the model goes on with those words.
+            padding: as in `__call__`.
+            processor_kwargs: more of `padding`, `padding_side`, `return_tensors`, as
+                `transformers`' pipeline gives them.
+
         Raises:
             ValueError: `tokenize=False`. Segments become ids at once; a string in between could not
-                tell a user's `<image>` from a picture.
+                tell a user's `<image>` from a picture. Or a user's turn is last and an answer is
+                not asked for.
         """
         if not tokenize:
             raise ValueError("apply_chat_template makes token ids; tokenize=False is not offered")
         is_batch = bool(conversation) and isinstance(conversation[0], list)
-        conversations = conversation if is_batch else [conversation]
-        batch = self.from_segments(
-            [completion_prompt(messages) for messages in conversations],  # type: ignore[arg-type]
-            padding_side,
-            return_tensors,
+        # Any: mypy does not follow `is_batch`.
+        conversations: Any = conversation if is_batch else [conversation]
+        ends_in_answer = all(
+            messages and messages[-1]["role"] == "assistant" for messages in conversations
+        )
+        if not ends_in_answer and (continue_final_message or not add_generation_prompt):
+            raise ValueError(
+                "after a user's turn the template always asks for an answer: "
+                "add_generation_prompt=True, continue_final_message=False"
+            )
+        settings = {
+            "padding": padding,
+            "padding_side": padding_side,
+            "return_tensors": return_tensors,
+        }
+        batch = self._batch(
+            [completion_prompt(messages) for messages in conversations],
+            **settings | (processor_kwargs or {}),
         )
         return batch if return_dict else batch["input_ids"]
 

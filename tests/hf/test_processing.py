@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import pipeline
 
 from mllm.hf.processing_mllm import END_OF_DOCUMENT, completion_prompt
 from mllm.images import normalise, open_picture, to_pixels
@@ -121,6 +122,58 @@ def test_what_is_no_picture_is_a_value_error(tiny):
         tiny.processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image", "url": "https://example.org/a.png"}]}]
         )
+
+
+def question(answer=None):
+    content = [{"type": "image", "image": picture(1)}, {"type": "text", "text": "is it red?"}]
+    messages = [{"role": "user", "content": content}]
+    if answer:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages
+
+
+def test_the_usual_snippet_of_transformers_works(tiny):
+    inputs = tiny.processor.apply_chat_template(
+        question(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    expected = tiny.processor.from_segments([[picture(1), "Question: is it red? Answer:"]])
+    assert torch.equal(inputs["input_ids"], expected["input_ids"])
+    tokens = tiny.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert tokens.shape[1] > inputs["input_ids"].shape[1]
+    arrays = tiny.processor.apply_chat_template(question(), return_tensors="np")
+    for key, value in arrays.items():
+        assert isinstance(value, np.ndarray) and (value == expected[key].numpy()).all(), key
+
+
+def test_the_pipeline_answers_as_generate_does(tiny):
+    pipe = pipeline("image-text-to-text", model=tiny.model, processor=tiny.processor)
+    for messages, row in (
+        (question(), [picture(1), "Question: is it red? Answer:"]),
+        (question("no, not"), [picture(1), "Question: is it red? Answer:", " no, not"]),
+    ):
+        inputs = tiny.processor.from_segments([row])
+        tokens = tiny.model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        answer = tiny.processor.decode(
+            tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        settings = {"return_full_text": False, "generate_kwargs": {"do_sample": False}}
+        (record,) = pipe(text=messages, max_new_tokens=6, **settings)
+        assert record["generated_text"] == answer
+
+
+def test_what_the_processor_cannot_do_is_refused_by_name(tiny):
+    template = tiny.processor.apply_chat_template
+    for settings in ({"add_generation_prompt": False}, {"continue_final_message": True}):
+        with pytest.raises(ValueError, match="always asks for an answer"):
+            template(question(), **settings)
+        template(question("no"), **settings)
+    for call in (
+        lambda: template(question(), enable_thinking=True),
+        lambda: template(question(), processor_kwargs={"enable_thinking": True}),
+        lambda: tiny.processor(text="a", enable_thinking=True),
+    ):
+        with pytest.raises(TypeError, match="enable_thinking"):
+            call()
 
 
 def test_the_completion_template_is_the_form_of_question_answer_documents():
