@@ -126,8 +126,10 @@ def write_model(
         resize: `crop` or `squash`, as in training.
 
     Raises:
-        UserError: the weights, the sizes and the tokenizer do not belong together.
+        UserError: the weights, the sizes and the tokenizer do not belong together, or the weights
+            cannot be written.
     """
+    from safetensors import SafetensorError
     from transformers import GenerationConfig
 
     from mllm.hf.configuration_mllm import MllmConfig
@@ -161,7 +163,10 @@ def write_model(
         # An answer is text: of the specials only `</s>` may follow, which ends it.
         suppress_tokens=[i for i in SPECIALS.values() if i != EOS_ID],
     )
-    model.save_pretrained(out_dir)
+    try:
+        model.save_pretrained(out_dir)
+    except SafetensorError as error:  # a full disk: the library hides its OSError
+        raise UserError(f"{out_dir}: {error}; choose another place or free space") from None
     image_processor = MllmImageProcessor(model_config.vision.image_size, resize)
     MllmProcessor(image_processor, tokenizer, num_latents=model_config.num_latents).save_pretrained(
         out_dir

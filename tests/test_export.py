@@ -159,6 +159,19 @@ def test_out_below_a_file_is_one_line_and_exit_code_2(run_dir, tmp_path):
     assert error.endswith(": Not a directory; choose another place or free space")
 
 
+def test_a_disk_too_full_for_the_weights_is_one_line(run_dir, tmp_path):
+    out = str(tmp_path / "export")
+    line = [sys.executable, "-m", "mllm.cli", "export", str(run_dir), "--out", out]
+    limit = 'ulimit -f 64; exec "$@"'  # KiB a file: less than the weights take
+    done = subprocess.run(["bash", "-c", limit, "bash", *line], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("mllm: error: ") and "File too large" in error
+    assert error.endswith("choose another place or free space")
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "run"]
+
+
 def test_attributions_of_all_corpora_are_kept_once_each(tmp_path):
     for name, text in (("one", "A.\n"), ("two", "B.\n"), ("copy", "A.\n")):
         (tmp_path / name / "pairs").mkdir(parents=True)
