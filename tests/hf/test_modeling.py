@@ -150,7 +150,8 @@ def test_slots_without_pictures_are_refused_with_both_numbers(tiny):
 
 def test_specials_are_never_generated(tiny):
     tokens = generate(tiny, ROWS, do_sample=True, temperature=5.0, max_new_tokens=40)
-    assert not set(tokens.flatten().tolist()) & {0, 1, 3, 4, 5, 6, 7}
+    assert not set(tokens.flatten().tolist()) & {0, 3, 4, 5, 6, 7}
+    assert set(range(16)) - set(tiny.model.generation_config.suppress_tokens) == {2}
 
 
 def test_save_and_load_again_give_the_same_logits_and_stay_tied(tiny, tmp_path):
