@@ -208,7 +208,7 @@ def export(run_or_checkpoint: str | Path, out_dir: str | Path) -> dict[str, Any]
     run_dir = checkpoint.parent.parent
     config = load_config(run_dir / "config.yaml")
     fingerprint = stream_fingerprint(run_dir)
-    tokenizer = Tokenizer(config.tokenizer)
+    tokenizer = Tokenizer(checkpoint)  # the one that trained, whatever lies at its old path
     model_config = ModelConfig.from_dict(
         json.loads((checkpoint / "model_config.json").read_text(encoding="utf-8"))
     )

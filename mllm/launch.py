@@ -58,9 +58,7 @@ def run_ranks(arguments: list[str], num_ranks: int) -> int:
         )
 
     def pass_on(number: int, _: FrameType | None) -> None:
-        for process in ranks:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+        _signal_running(ranks, signal.SIGTERM if number == signal.SIGINT else number)
 
     handled = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = {number: signal.signal(number, pass_on) for number in handled}
@@ -72,25 +70,32 @@ def run_ranks(arguments: list[str], num_ranks: int) -> int:
 
 
 def _wait(ranks: list[subprocess.Popen]) -> int:
-    deadline = None
+    """Waits for all; once one fails, ends the others. The first to fail is the cause."""
+    cause: tuple[int, int] | None = None  # rank, exit code
+    deadline = 0.0
     while True:
         codes = {rank: process.poll() for rank, process in enumerate(ranks)}
         ended = {rank: code for rank, code in codes.items() if code is not None}
-        failed = {rank: code for rank, code in ended.items() if code not in (0, 75)}
-        if len(ended) == len(ranks):
-            # A rank that a signal ended is the cause; the others fail at their next collective.
-            for rank, code in sorted(failed.items(), key=lambda entry: entry[1]):
-                if code != 2:  # the rank has already said what the user can mend
-                    print(f"mllm: rank {rank} ended with {code}", file=sys.stderr)
-                return code if code > 0 else 1
-            return max(ended.values())
-        if failed and deadline is None:
+        failed = [(rank, code) for rank, code in ended.items() if code not in (0, 75)]
+        if failed and cause is None:
+            # A rank that a signal ended comes first: the others fail at their next collective.
+            cause = min(failed, key=lambda entry: entry[1])
             deadline = time.monotonic() + GRACE_SECONDS
-            for process in ranks:
-                if process.poll() is None:
-                    process.terminate()
-        if deadline is not None and time.monotonic() > deadline:
-            for process in ranks:
-                if process.poll() is None:
-                    process.kill()
+            _signal_running(ranks, signal.SIGTERM)
+        if len(ended) == len(ranks):
+            break
+        if cause is not None and time.monotonic() > deadline:
+            _signal_running(ranks, signal.SIGKILL)
         time.sleep(0.1)
+    if cause is None:
+        return max(ended.values())
+    rank, code = cause
+    if code != 2:  # the rank has already said what the user can mend
+        print(f"mllm: rank {rank} ended with {code}", file=sys.stderr)
+    return code if code > 0 else 1
+
+
+def _signal_running(ranks: list[subprocess.Popen], number: int) -> None:
+    for process in ranks:
+        if process.poll() is None:
+            process.send_signal(number)

@@ -1,6 +1,7 @@
 """`mllm export`: whole folder or none, and the weights, pictures and records that were trained."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -36,7 +37,8 @@ def run_dir(tiny, tmp_path):
     state = {k: v for k, v in tiny.engine.state_dict().items() if k != "head.weight"}
     save_file(state, checkpoint / "model.safetensors")
     write_json(checkpoint / "model_config.json", tiny.config.to_dict())
-    files = ("model.safetensors", "model_config.json")
+    shutil.copyfile(tiny.root / "tokenizer.model", checkpoint / "tokenizer.model")
+    files = ("model.safetensors", "model_config.json", "tokenizer.model")
     manifest = {
         name: {
             "bytes": (checkpoint / name).stat().st_size,
@@ -181,11 +183,14 @@ def test_attributions_of_all_corpora_are_kept_once_each(tmp_path):
     assert export_module.find_attributions([str(tmp_path / "absent" / "pairs" / "train")]) == []
 
 
-def test_another_tokenizer_is_refused(tiny, run_dir, tmp_path):
+def test_the_checkpoints_own_tokenizer_is_exported_whatever_lies_at_its_old_path(
+    tiny, run_dir, tmp_path
+):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "tokenizer.model").write_bytes(train(iter(TEXT * 4), 312))
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     config["tokenizer"] = str(tmp_path / "other")
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(export_module.UserError, match=r"has 312 pieces .* vocab_size 310"):
-        export_module.export(run_dir, tmp_path / "export")
+    export_module.export(run_dir, tmp_path / "export")
+    exported = (tmp_path / "export" / "tokenizer.model").read_bytes()
+    assert exported == (tiny.root / "tokenizer.model").read_bytes()
