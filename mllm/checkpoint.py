@@ -161,6 +161,25 @@ def newest_valid(run_dir: Path) -> Path | None:
     return None
 
 
+def resume_point(run_dir: Path) -> Path | None:
+    """Where a run goes on, or None for a new one. All ranks call it and get the same.
+
+    Raises:
+        UserError: there are checkpoints but none verifies: starting anew would lose them.
+    """
+    found, num_folders = None, 0
+    if dist.rank() == 0:
+        found = newest_valid(run_dir)
+        num_folders = len(checkpoints(run_dir / "checkpoints"))
+    found, num_folders = dist.broadcast_object((found, num_folders))
+    if found is None and num_folders:
+        raise UserError(
+            f"none of the {num_folders} checkpoints in {run_dir}/checkpoints verifies; "
+            "bring one back, or choose another run_dir to start anew"
+        )
+    return found
+
+
 def latest(path: str | Path) -> Path:
     """The checkpoint meant by a run folder or a checkpoint folder.
 

@@ -29,6 +29,7 @@ class Step:
     argv: list[str]
     folder: Path  # everything the step writes
     output: str  # in the folder; a finished step without it runs again
+    is_silent: bool = False  # what it prints is printed again at the end
 
     @property
     def fingerprint(self) -> str:
@@ -131,6 +132,7 @@ def steps(out: Path, *, is_small: bool, exclude: Path | None) -> list[Step]:
             ],
             out / "eval",
             "results.json",
+            is_silent=True,
         ),
     ]
 
@@ -201,7 +203,8 @@ def run(step: Step, times: Times) -> int:
     began = time.monotonic()
     code = 1
     try:
-        code = subprocess.run(with_free_port(step.argv), check=False).returncode
+        stdout = subprocess.DEVNULL if step.is_silent else None
+        code = subprocess.run(with_free_port(step.argv), stdout=stdout, check=False).returncode
     finally:
         times.add(step, time.monotonic() - began, is_done=code == 0)
     print(f"[{step.name}] {time.monotonic() - began:.0f} s", flush=True)

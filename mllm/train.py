@@ -59,9 +59,7 @@ def train(config: Config) -> int:
     ledger = Ledger(run_dir)
     stage = build_stage(config)
     init_note = ""
-    resume_point = dist.broadcast_object(
-        checkpoint.newest_valid(run_dir) if dist.rank() == 0 else None
-    )
+    resume_point = checkpoint.resume_point(run_dir)
     if config.init_from and resume_point is None:
         copied, missing = checkpoint.init_from(stage.objective.model, config.init_from)
         init_note = f", {copied} tensors from {config.init_from} ({len(missing)} new)"

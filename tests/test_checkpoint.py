@@ -141,3 +141,14 @@ def test_pruning_never_takes_what_was_just_written_for_one_that_is_only_later(
     assert save_step(run_dir, FakeEngine(), 15)
     names = [path.name for path in checkpoint.checkpoints(run_dir / "checkpoints")]
     assert names == ["step-00000010", "step-00000015", "step-00000020"]
+
+
+def test_a_run_whose_checkpoints_are_all_broken_does_not_start_anew_silently(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    assert checkpoint.resume_point(tmp_path / "new") is None
+    assert checkpoint.resume_point(run_dir).name == "step-00000020"
+    for folder in checkpoint.checkpoints(run_dir / "checkpoints"):
+        (folder / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"none of the 2 checkpoints"):
+        checkpoint.resume_point(run_dir)

@@ -42,6 +42,10 @@ def main(argv: list[str]) -> int:
         from mllm.stream.stream import TokenStream
 
         config = load_config(arguments.config, overrides)
+        if config.stage == "vision":
+            raise UserError(
+                f"{arguments.config}: stage vision reads pairs, it packs no rows to show"
+            )
         steps = parse_steps(arguments.steps) if arguments.steps else range(0)
         if arguments.world_size < 1:
             raise UserError(f"--world-size {arguments.world_size}: give 1 or more")
