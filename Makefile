@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL ?= runs/demo/export
 DATA ?= runs/demo/corpus
 
-.PHONY: setup demo smoke check test eval-zeroshot eval-fewshot chat clean
+.PHONY: setup demo smoke check test test-slow bench eval-zeroshot eval-fewshot chat clean
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,12 @@ check: setup
 
 test: setup
 	$(BIN)/pytest
+
+test-slow: setup
+	$(BIN)/pytest -m "slow and not gpu"
+
+bench: setup
+	$(BIN)/python -m mllm.bench
 
 eval-zeroshot: setup
 	$(BIN)/mllm eval zeroshot --model $(MODEL) --data $(DATA) --out $(MODEL)/../eval-zeroshot

@@ -1,0 +1,41 @@
+"""What a measurement ran on, and how two sides are measured fairly."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+
+def describe(*packages: str) -> dict[str, Any]:
+    """Cores, Python and the versions of `packages`: stands in every result file."""
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+    }
+
+
+def interleaved(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Runs each side once a round, in turn, so that a slow minute hits all of them.
+
+    Args:
+        sides: name to a function that does the work once and returns how many items it handled.
+        rounds: times each is run.
+
+    Returns:
+        For each side the rates in items per second, sorted, and their median.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, work in sides.items():
+            began = time.perf_counter()
+            items = work()
+            rates[name].append(items / (time.perf_counter() - began))
+    return {
+        name: {"median": statistics.median(values), "rates": sorted(values)}
+        for name, values in rates.items()
+    }
