@@ -20,8 +20,8 @@ EXCERPT = 200  # characters
 class Judge(PipelineStep):
     """Keeps or drops each record. Subclasses say why in a few words.
 
-    After a unit, `DROPS_DIR/STEP/UNIT.json` holds {"kept", "dropped": {reason: count}, "examples":
-    {reason: [{"id", "excerpt"}]}}, from which the import report is made.
+    After a unit, `DROPS_DIR/STEP/UNIT.json` holds {"kept", "dropped": {reason: count}, "edited":
+    {what: count}, "examples": {reason: [{"id", "excerpt"}]}}, from which the import report is made.
     """
 
     type = "FILTER"
@@ -29,13 +29,19 @@ class Judge(PipelineStep):
     def __init__(self, drops_dir: str | Path) -> None:
         super().__init__()
         self.drops_dir = Path(drops_dir)
+        self.edited = Counter[str]()  # what `judge` changed in records: counted there
 
     @abstractmethod
     def judge(self, record: Record) -> str | None:
         """The reason to drop the record, or None to keep it. May rewrite the record."""
 
+    def example(self, record: Record) -> dict[str, Any]:
+        """What the report shows of a dropped record; a step may add keys of its own."""
+        return {"id": record.id, "excerpt": record.text[:EXCERPT]}
+
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Record]:  # type: ignore[override]
         kept, dropped = 0, Counter[str]()
+        self.edited = Counter()
         examples: dict[str, list[dict[str, Any]]] = {}
         for record in data or ():
             reason = self.judge(record)
@@ -48,9 +54,10 @@ class Judge(PipelineStep):
             dropped[reason] += 1
             shown = examples.setdefault(reason, [])
             if len(shown) < EXAMPLES_PER_REASON:
-                shown.append({"id": record.id, "excerpt": record.text[:EXCERPT]})
+                shown.append(self.example(record))
         path = self.drops_dir / self.name / f"{rank:06d}.json"
-        write_json(path, {"kept": kept, "dropped": dict(dropped), "examples": examples})
+        counts = {"kept": kept, "dropped": dict(dropped), "edited": dict(self.edited)}
+        write_json(path, counts | {"examples": examples})
 
 
 def read_drops(path: Path) -> dict[str, Any]:
