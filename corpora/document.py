@@ -9,10 +9,11 @@
 One `Document` type serves them all; everything after this file sees only segments.
 """
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from mllm.errors import BadSample
 
@@ -48,18 +49,31 @@ class ImageSegment:
 Segment = TextSegment | ImageSegment
 
 
+class Turn(NamedTuple):
+    """Who says the next `num_segments` segments of an instruction document."""
+
+    role: str  # "user", "assistant", "system", ...; only the assistant's text is scored
+    num_segments: int
+
+
 @dataclass(frozen=True)
 class Document:
-    """One sample: its key, its segments in order, and its JSON without text and segments."""
+    """One sample: its key, its segments in order, and its JSON without text and segments.
+
+    `turns` says who speaks in an instruction document; it is empty in all others. The stream sees
+    only the segments.
+    """
 
     key: str
     segments: tuple[Segment, ...]
     meta: dict[str, Any] = field(default_factory=dict)
+    turns: tuple[Turn, ...] = ()
 
     @property
     def text_bytes(self) -> int:
         """UTF-8 bytes over all text segments, scored or not."""
-        return sum(len(s.text.encode()) for s in self.segments if isinstance(s, TextSegment))
+        texts = (s.text for s in self.segments if isinstance(s, TextSegment))
+        return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
 
     @property
     def images(self) -> tuple[bytes, ...]:
@@ -76,6 +90,8 @@ def image_extension(data: bytes) -> str:
 
 def to_members(document: Document) -> dict[str, bytes]:
     """Spells a document as shard members: extension to bytes."""
+    if document.turns:
+        return _turn_members(document)
     match document.segments:
         case (ImageSegment(data), TextSegment(text, True)):
             members = {image_extension(data): data, "txt": text.encode()}
@@ -84,9 +100,30 @@ def to_members(document: Document) -> dict[str, bytes]:
             return {"txt": text.encode()} | _json_member(document.meta)
         case (ImageSegment(data),):
             return {image_extension(data): data} | _json_member(document.meta)
+    items, members = _items(document.segments)
+    return members | _json_member(document.meta | {"segments": items})
+
+
+def _turn_members(document: Document) -> dict[str, bytes]:
+    if sum(turn.num_segments for turn in document.turns) != len(document.segments):
+        raise ValueError(f"{document.key}: its turns do not add up to its segments")
+    items, members = _items(document.segments)
+    turns, rest = [], iter(items)
+    for role, num_segments in document.turns:
+        said = list(itertools.islice(rest, num_segments))
+        if role != "assistant":
+            if any("text" in item and "scored" not in item for item in said):
+                raise ValueError(f"{document.key}: scored text in a turn of {role!r}")
+            said = [{name: item[name] for name in item if name != "scored"} for item in said]
+        turns.append({"role": role, "segments": said})
+    return members | _json_member(document.meta | {"turns": turns})
+
+
+def _items(segments: tuple[Segment, ...]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Segments as JSON items, and the members that hold their pictures."""
     items: list[dict[str, Any]] = []
-    members = {}
-    for segment in document.segments:
+    members: dict[str, bytes] = {}
+    for segment in segments:
         if isinstance(segment, ImageSegment):
             number = str(len(members))
             members[f"{number}.{image_extension(segment.data)}"] = segment.data
@@ -95,7 +132,7 @@ def to_members(document: Document) -> dict[str, bytes]:
             items.append({"text": segment.text})
         else:
             items.append({"text": segment.text, "scored": False})
-    return members | _json_member(document.meta | {"segments": items})
+    return items, members
 
 
 def from_members(key: str, members: Mapping[str, bytes]) -> Document:
@@ -109,11 +146,12 @@ def from_members(key: str, members: Mapping[str, bytes]) -> Document:
         segments = _read_segments(key, meta.pop("segments"), members, is_scored=True)
         return Document(key, tuple(segments), meta)
     if "turns" in meta:
-        return Document(key, tuple(_read_turns(key, meta.pop("turns"), members)), meta)
+        segments, turns = _read_turns(key, meta.pop("turns"), members)
+        return Document(key, tuple(segments), meta, tuple(turns))
     image = next((members[e] for e in IMAGE_EXTENSIONS if e in members), None)
     text = _read_text(key, members["txt"]) if "txt" in members else None
     if text is None and isinstance(meta.get("text"), str):
-        text = meta.pop("text")
+        text = _whole(key, meta.pop("text"))
     if image is None and text is None:
         found = ", ".join(sorted(members)) or "nothing"
         raise BadSample(f"{key}: neither picture nor text; its members are {found}")
@@ -137,6 +175,18 @@ def _read_text(key: str, data: bytes) -> str:
         raise BadSample(f"{key}.txt: not UTF-8 (byte {error.start})") from None
 
 
+def _whole(key: str, text: str) -> str:
+    """`text`, unless it holds half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise BadSample(
+            f"{key}.json: text with a lone surrogate (character {error.start})"
+        ) from None
+    return text
+
+
 def _read_json(key: str, data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
@@ -156,6 +206,7 @@ def _read_segments(
     for number, item in enumerate(items):
         match item:
             case {"text": str(text)}:
+                text = _whole(key, text)
                 segments.append(TextSegment(text, is_scored and item.get("scored", True) is True))
             case {"image": str(name)}:
                 segments.append(ImageSegment(_named_image(key, name, members)))
@@ -166,17 +217,22 @@ def _read_segments(
     return segments
 
 
-def _read_turns(key: str, turns: Any, members: Mapping[str, bytes]) -> list[Segment]:
-    if not isinstance(turns, list) or not turns:
+def _read_turns(
+    key: str, items: Any, members: Mapping[str, bytes]
+) -> tuple[list[Segment], list[Turn]]:
+    if not isinstance(items, list) or not items:
         raise BadSample(f"{key}.json: `turns` is not a list of turns")
     segments: list[Segment] = []
-    for number, turn in enumerate(turns):
+    turns = []
+    for number, turn in enumerate(items):
         match turn:
-            case {"role": str(role), "segments": items}:
-                segments += _read_segments(key, items, members, is_scored=role == "assistant")
+            case {"role": str(role), "segments": said}:
+                read = _read_segments(key, said, members, is_scored=role == "assistant")
+                segments += read
+                turns.append(Turn(role, len(read)))
             case _:
                 raise BadSample(f"{key}.json: turn {number} needs `role` and `segments`")
-    return segments
+    return segments, turns
 
 
 def _named_image(key: str, name: str, members: Mapping[str, bytes]) -> bytes:

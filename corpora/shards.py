@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from corpora.document import Document, to_members
 from corpora.index import build_index
@@ -12,28 +12,28 @@ from mllm.errors import UserError
 from mllm.files import fsync_dir
 
 
-class ShardWriter:
-    """Writes `shard-000000.tar` ... and, when the `with` block ends well, their index.
+class ShardSeries:
+    """Writes documents into shards named by number; a `with` block closes the last of them.
 
-        with ShardWriter(out_dir) as writer:
-            writer.write(document)
-
-    A shard is written aside, fsynced and renamed; without the index, which comes last, no reader
-    takes the folder for a corpus. Equal documents give equal bytes (times are zero).
+    A shard is written aside, fsynced and renamed; if the block fails, its open shard is dropped.
+    Equal documents give equal bytes (times are zero). No index is made.
     """
 
-    def __init__(self, out_dir: str | Path, samples_per_shard: int = 1000) -> None:
+    def __init__(self, out_dir: str | Path, name: str, samples_per_shard: int) -> None:
+        """Args:
+        out_dir: an existing folder.
+        name: a format for the shard's number, such as "shard-{:06d}.tar".
+        samples_per_shard: a shard is closed when it holds as many.
+        """
         self.out_dir = Path(out_dir)
         self.samples_per_shard = samples_per_shard
         self.num_samples = 0
-        self._num_shards = 0
+        self.num_shards = 0
+        self._name = name
         self._file: IO[bytes] | None = None
         self._tar: Any = None
-        if self.out_dir.is_dir() and any(self.out_dir.glob("*.tar")):
-            raise UserError(f"{self.out_dir}: holds shards already; give a new folder")
-        self.out_dir.mkdir(parents=True, exist_ok=True)
 
-    def __enter__(self) -> "ShardWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -42,13 +42,10 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error_type is not None:
+        if error_type is None:
+            self._close_shard()
+        else:
             self._drop_shard()
-            return
-        self._close_shard()
-        if self._num_shards == 0:
-            raise UserError(f"{self.out_dir}: no sample to write")
-        build_index(self.out_dir)
 
     def write(self, document: Document) -> None:
         """Appends one document. Its key must be new and without a dot, which ends keys in tars."""
@@ -68,7 +65,7 @@ class ShardWriter:
 
     @property
     def _path(self) -> Path:
-        return self.out_dir / f"shard-{self._num_shards:06d}.tar"
+        return self.out_dir / self._name.format(self.num_shards)
 
     @property
     def _aside(self) -> Path:
@@ -90,7 +87,7 @@ class ShardWriter:
         os.replace(self._aside, self._path)
         fsync_dir(self.out_dir)
         self._file = self._tar = None
-        self._num_shards += 1
+        self.num_shards += 1
 
     def _drop_shard(self) -> None:
         if self._file is None:
@@ -100,3 +97,32 @@ class ShardWriter:
                 part.close()
         self._aside.unlink(missing_ok=True)
         self._file = self._tar = None
+
+
+class ShardWriter(ShardSeries):
+    """Writes `shard-000000.tar` ... and, when the `with` block ends well, their index.
+
+        with ShardWriter(out_dir) as writer:
+            writer.write(document)
+
+    Without the index, which comes last, no reader takes the folder for a corpus.
+    """
+
+    def __init__(self, out_dir: str | Path, samples_per_shard: int = 1000) -> None:
+        super().__init__(out_dir, "shard-{:06d}.tar", samples_per_shard)
+        if self.out_dir.is_dir() and any(self.out_dir.glob("*.tar")):
+            raise UserError(f"{self.out_dir}: holds shards already; give a new folder")
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(error_type, error, traceback)
+        if error_type is not None:
+            return
+        if self.num_shards == 0:
+            raise UserError(f"{self.out_dir}: no sample to write")
+        build_index(self.out_dir)

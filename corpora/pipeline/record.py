@@ -2,7 +2,7 @@
 
 datatrove Document.text       all scored and unscored text, joined by newlines
 datatrove Document.media      the pictures, in order
-datatrove Document.metadata   our meta, and the layout of segments under LAYOUT
+datatrove Document.metadata   our meta, the layout of segments under LAYOUT, turns under TURNS
 """
 
 import hashlib
@@ -11,8 +11,9 @@ from typing import Any
 from datatrove.data import Document as Record
 from datatrove.data import Media, MediaType
 
-from corpora.document import Document, ImageSegment, Segment, TextSegment
+from corpora.document import Document, ImageSegment, Segment, TextSegment, Turn
 
+TURNS = "mllm_turns"  # list of (role, number of segments), for instruction documents only
 LAYOUT = "mllm_layout"  # list of {"text": ..., "scored": bool} | {"image": number in media}
 
 
@@ -28,7 +29,10 @@ def to_record(document: Document) -> Record:
         else:
             layout.append({"text": segment.text, "scored": segment.is_scored})
     text = "\n".join(s.text for s in document.segments if isinstance(s, TextSegment))
-    return Record(text, document.key, media, {**document.meta, LAYOUT: layout})
+    metadata = {**document.meta, LAYOUT: layout}
+    if document.turns:
+        metadata[TURNS] = document.turns
+    return Record(text, document.key, media, metadata)
 
 
 def from_record(record: Record) -> Document:
@@ -38,7 +42,8 @@ def from_record(record: Record) -> Document:
     its text from there. Steps that rewrite may not run on records with more.
     """
     layout = record.metadata.get(LAYOUT)
-    meta = {name: value for name, value in record.metadata.items() if name != LAYOUT}
+    meta = {k: value for k, value in record.metadata.items() if k not in (LAYOUT, TURNS)}
+    turns = tuple(Turn(*turn) for turn in record.metadata.get(TURNS, ()))
     if layout is None:
         return Document(record.id, (TextSegment(record.text),), meta)
     texts = [item for item in layout if "text" in item]
@@ -49,7 +54,7 @@ def from_record(record: Record) -> Document:
         else:
             text = record.text if len(texts) == 1 else item["text"]
             segments.append(TextSegment(text, item["scored"]))
-    return Document(record.id, tuple(segments), meta)
+    return Document(record.id, tuple(segments), meta, turns)
 
 
 def unit_key(unit: int, number: int) -> str:

@@ -8,6 +8,7 @@ from corpora.document import (
     Document,
     ImageSegment,
     TextSegment,
+    Turn,
     from_members,
     image_extension,
     to_members,
@@ -97,3 +98,33 @@ def test_content_that_spells_no_document_is_a_bad_sample(members, message):
 def test_an_unknown_picture_format_is_refused_when_written():
     with pytest.raises(ValueError, match="not a known picture format"):
         image_extension(b"<svg></svg>")
+
+
+def test_turns_keep_their_roles_and_go_to_members_and_back():
+    document = Document(
+        "k",
+        (
+            TextSegment("Be kind.", is_scored=False),
+            ImageSegment(PNG),
+            TextSegment("What?", is_scored=False),
+            TextSegment(" A dog,"),
+            TextSegment(" or a cat.", is_scored=False),
+            ImageSegment(JPG),
+        ),
+        {"id": 3},
+        (Turn("system", 1), Turn("user", 2), Turn("assistant", 3)),
+    )
+    members = to_members(document)
+    assert json.loads(members["json"])["turns"][1] == {
+        "role": "user",
+        "segments": [{"image": "0"}, {"text": "What?"}],
+    }
+    assert from_members("k", members) == document
+
+
+def test_turns_that_score_the_user_or_miss_segments_are_refused():
+    said = (TextSegment("a"), TextSegment("b"))
+    with pytest.raises(ValueError, match="scored text in a turn of 'user'"):
+        to_members(Document("k", said, {}, (Turn("user", 1), Turn("assistant", 1))))
+    with pytest.raises(ValueError, match="do not add up"):
+        to_members(Document("k", said, {}, (Turn("assistant", 1),)))
