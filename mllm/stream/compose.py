@@ -41,15 +41,13 @@ class BatchDraft:
         """Writes the pieces of a planned row into row `b`; gives back their sample keys."""
         packed = source.plan
         is_joined = bool(packed.is_joined[plan_row])
-        pieces = range(packed.row_starts[plan_row], packed.row_starts[plan_row + 1])
+        pieces = packed.pieces(plan_row)
         keys = []
         end = 0
         if is_joined:
             self.token_ids[b, 0] = BOS_ID
             end = 1
-        for number, piece in enumerate(pieces):
-            sample = int(packed.piece_samples[piece])
-            start, stop = int(packed.piece_starts[piece]), int(packed.piece_stops[piece])
+        for number, (sample, start, stop) in enumerate(pieces):
             skipped = int(is_joined and start == 0)  # the row's own <s> stands for the document's
             begin, end = end, end + stop - start - skipped
             keys.append(source.corpus.key(sample))
@@ -59,7 +57,7 @@ class BatchDraft:
             if not is_joined:
                 self.positions[b, begin:end] = np.arange(end - begin)
                 self.document_ids[b, begin:end] = number
-            elif stop < source.lengths[sample] and number + 1 < len(pieces):
+            elif stop < source.length(sample) and number + 1 < len(pieces):
                 self.token_ids[b, end] = EOS_ID
                 end += 1
         if is_joined:

@@ -1,95 +1,119 @@
 """Token lengths of a corpus: measured once per tokenizer, stored beside the corpus index.
 
-    INDEX_DIR/tokens-TOKENIZER-CORPUS/{text_tokens,scored_tokens,image_starts,image_offsets}.npy
-    INDEX_DIR/tokens-TOKENIZER-CORPUS/dropped.json
+    INDEX_DIR/tokens-VERSION-TOKENIZER-CORPUS/
+        text_tokens.npy
+        images_counts.npy, images_blocks.npy, image_offsets.npy
+        lengths.json      totals, and the first dropped samples
+        dropped.jsonl     every dropped sample
 
-The folder's name holds both fingerprints, so a sidecar is either right or absent.
+The folder's name holds both fingerprints, so a sidecar is either right or absent. Six bytes a
+sample and four an image, memory-mapped: opening reads `lengths.json` alone.
 """
 
 import json
-import os
-import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from corpora.reader import Corpus
-from mllm.command import progress
-from mllm.errors import BadSample, UserError
-from mllm.files import fsync_dir, write_aside, write_json
-from mllm.stream.encode import text_layout
-from tokenizer.tokenizer import Tokenizer
+from corpora.ragged import Ragged
+from mllm.errors import UserError
+from mllm.files import write_aside, write_json
+from mllm.stream.array_file import ArrayFile, RaggedFile
+from mllm.stream.encode import image_span
+
+LENGTHS_VERSION = 2  # part of the folder's name: raise it when the files change
+MAX_DROPPED_SHOWN = 1000
 
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """Token lengths of N samples with M images in all; memory-mapped."""
+    """Token lengths of N samples with M images in all."""
 
-    text_tokens: np.ndarray  # int64 (N,); <s>, text and </s>; 0 for a dropped sample
-    scored_tokens: np.ndarray  # int64 (N,)
-    image_starts: np.ndarray  # int64 (N + 1,); sample i has images image_starts[i : i + 2]
-    image_offsets: np.ndarray  # int64 (M,); text tokens of its sample before each image
-    dropped: dict[str, str]  # key: reason, for samples whose content fits no document
+    text_tokens: np.ndarray  # uint32 (N,); <s>, text and </s>; 0 for a dropped sample
+    images: Ragged  # N runs: which of the image offsets are a sample's
+    image_offsets: np.ndarray  # uint32 (M,); text tokens of its sample before each image
+    total_text_tokens: int
+    total_scored_tokens: int
+    num_dropped: int
+    dropped: dict[str, str]  # key: reason, of the first MAX_DROPPED_SHOWN dropped samples
 
     @property
-    def num_images(self) -> np.ndarray:
-        """int64 (N,)"""
-        return np.diff(self.image_starts)
+    def num_samples(self) -> int:
+        return len(self.text_tokens)
+
+    @property
+    def total_images(self) -> int:
+        return self.images.total
+
+    def length(self, sample: int, num_latents: int) -> int:
+        """Tokens of the encoded sample, image slots included; 0 for a dropped one."""
+        num_images = int(self.images.counts[sample])
+        return int(self.text_tokens[sample]) + num_images * image_span(num_latents)
+
+    def image_positions(self, sample: int, num_latents: int) -> np.ndarray:
+        """int64 (I,), where each `<image>` of the encoded sample stands."""
+        start, stop = self.images.span(sample)
+        offsets = self.image_offsets[start:stop].astype(np.int64)
+        return offsets + np.arange(stop - start) * image_span(num_latents)
 
 
-def token_lengths(corpus: Corpus, tokenizer: Tokenizer) -> TokenLengths:
-    """Opens the sidecar of (corpus, tokenizer); measures and writes it first where it is absent."""
-    folder = corpus.index_dir / f"tokens-{tokenizer.fingerprint}-{corpus.fingerprint}"
-    if not folder.is_dir():
-        _write(_measure(corpus, tokenizer), folder)
-    arrays = {
-        name: np.load(folder / f"{name}.npy", mmap_mode="r")
-        for name in ("text_tokens", "scored_tokens", "image_starts", "image_offsets")
-    }
-    return TokenLengths(**arrays, dropped=json.loads((folder / "dropped.json").read_text()))
+@dataclass(frozen=True)
+class LengthsPart:
+    """Token lengths of n consecutive samples with m images."""
+
+    text_tokens: np.ndarray  # uint32 (n,)
+    num_images: np.ndarray  # uint16 (n,)
+    image_offsets: np.ndarray  # uint32 (m,)
+    scored_tokens: int  # of all n
+    dropped: list[tuple[str, str]]  # (key, reason)
 
 
-def _measure(corpus: Corpus, tokenizer: Tokenizer) -> TokenLengths:
-    text_tokens = np.zeros(len(corpus), dtype=np.int64)
-    scored_tokens = np.zeros(len(corpus), dtype=np.int64)
-    image_starts = np.zeros(len(corpus) + 1, dtype=np.int64)
-    image_offsets: list[int] = []
-    dropped: dict[str, str] = {}
-    for i in progress(range(len(corpus)), "token lengths"):
-        try:
-            layout = text_layout(corpus.document(i), tokenizer)
-        except BadSample as error:
-            dropped[corpus.key(i)] = str(error)
-        else:
-            text_tokens[i], scored_tokens[i] = layout.text_tokens, layout.scored_tokens
-            image_offsets += layout.image_offsets
-        image_starts[i + 1] = len(image_offsets)
-    offsets = np.array(image_offsets, dtype=np.int64)
-    return TokenLengths(text_tokens, scored_tokens, image_starts, offsets, dropped)
+def write_lengths(parts: Iterable[LengthsPart], folder: Path) -> None:
+    """Writes what `load_lengths` reads; holds one part at a time."""
+    total_text_tokens = total_scored_tokens = num_dropped = 0
+    shown: dict[str, str] = {}
+    with (
+        ArrayFile(folder / "text_tokens.npy", np.uint32) as text_tokens,
+        RaggedFile(folder, "images", np.uint16) as images,
+        ArrayFile(folder / "image_offsets.npy", np.uint32) as image_offsets,
+        write_aside(folder / "dropped.jsonl") as dropped,
+    ):
+        for part in parts:
+            text_tokens.append(part.text_tokens)
+            images.append(part.num_images)
+            image_offsets.append(part.image_offsets)
+            total_text_tokens += int(part.text_tokens.sum(dtype=np.int64))
+            total_scored_tokens += part.scored_tokens
+            for key, reason in part.dropped:
+                dropped.write(json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n")
+                if len(shown) < MAX_DROPPED_SHOWN:
+                    shown[key] = reason
+            num_dropped += len(part.dropped)
+    write_json(
+        folder / "lengths.json",
+        {
+            "total_text_tokens": total_text_tokens,
+            "total_scored_tokens": total_scored_tokens,
+            "num_dropped": num_dropped,
+            "dropped": shown,
+        },
+    )
 
 
-def _write(lengths: TokenLengths, folder: Path) -> None:
-    """Writes the folder aside and renames it; of two ranks that race, the first wins."""
-    aside = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+def load_lengths(folder: Path) -> TokenLengths:
+    """Memory-maps a sidecar. UserError when a file of it is missing or cut."""
+
+    def load(name: str) -> np.ndarray:
+        return np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray)
+
     try:
-        aside.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder.parent}: cannot write token lengths there ({error.strerror}); "
-            "index the corpus into a writable folder (`mllm corpora index DIR --index-dir D`) "
-            "and set data.index_dir"
-        ) from error
-    try:
-        for name in ("text_tokens", "scored_tokens", "image_starts", "image_offsets"):
-            with write_aside(aside / f"{name}.npy", "wb") as file:
-                np.save(file, getattr(lengths, name))
-        write_json(aside / "dropped.json", lengths.dropped)
-        try:
-            aside.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-        fsync_dir(folder.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        return TokenLengths(
+            text_tokens=load("text_tokens"),
+            images=Ragged(load("images_counts"), load("images_blocks")),
+            image_offsets=load("image_offsets"),
+            **json.loads((folder / "lengths.json").read_bytes()),
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}: damaged ({error}); delete it, to measure again") from None

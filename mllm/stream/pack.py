@@ -17,51 +17,25 @@ that is not scored.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from mllm.errors import UserError
 from mllm.stream.encode import image_span
+from mllm.stream.lengths import TokenLengths
+from mllm.stream.plan import PackedRows
 
-PACKING_VERSION = 1  # part of the stream's fingerprint: raise it when plans change
 WINDOW = 16_384  # samples
 
 
-@dataclass(frozen=True)
-class PackPlan:
-    """R rows made of M pieces."""
-
-    row_starts: np.ndarray  # int64 (R + 1,); row r has pieces row_starts[r : r + 2]
-    is_joined: np.ndarray  # bool (R,)
-    row_images: np.ndarray  # int64 (R,)
-    row_tokens: np.ndarray  # int64 (R,); positions that are not padding
-    piece_samples: np.ndarray  # int64 (M,)
-    piece_starts: np.ndarray  # int64 (M,); first token of the document that stands in the row
-    piece_stops: np.ndarray  # int64 (M,); one past the last
-    num_cuts: int  # pieces less documents
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.is_joined)
-
-
-def plan(
-    text_tokens: np.ndarray,
-    image_starts: np.ndarray,
-    image_offsets: np.ndarray,
-    *,
-    seq_len: int,
-    num_latents: int,
-    join_share: float = 0.0,
-) -> PackPlan:
-    """Packs N documents into rows of `seq_len`; a pure function of its arguments.
+def pack(
+    lengths: TokenLengths, *, seq_len: int, num_latents: int, join_share: float = 0.0
+) -> Iterator[PackedRows]:
+    """Packs N documents into rows of `seq_len`, window by window; a pure function.
 
     Args:
-        text_tokens: int64 (N,); `<s>`, text and `</s>`; a document of 0 tokens is left out.
-        image_starts: int64 (N + 1,); document i has images image_starts[i : i + 2].
-        image_offsets: int64 (M,); text tokens of its document before each image.
+        lengths: a document of 0 tokens is left out.
         join_share: share of the rows that are joined, 0 .. 1.
     """
     span = image_span(num_latents)
@@ -70,27 +44,20 @@ def plan(
             f"model.num_latents {num_latents}: an image takes {span} positions and a row has "
             f"model.seq_len {seq_len}; lower the one or raise the other"
         )
-    num_images = np.diff(image_starts)
-    lengths = text_tokens + num_images * span
-    # Token position of each image in its document.
-    place_in_document = np.arange(len(image_offsets)) - np.repeat(image_starts[:-1], num_images)
-    image_positions = image_offsets + place_in_document * span
-
     plain = _Packer(seq_len, seq_len, is_joined=False)
     joined = _Packer(seq_len - 1, seq_len, is_joined=True)
-    rows: list[tuple[bool, list[_Piece]]] = []
-    for first in range(0, len(lengths), WINDOW):
-        window = np.arange(first, min(first + WINDOW, len(lengths)))
-        window = window[lengths[window] > 0]
-        is_in_joined = _every_nth(lengths[window], join_share)
-        for packer, samples in ((plain, window[~is_in_joined]), (joined, window[is_in_joined])):
-            for sample, length in zip(samples.tolist(), lengths[samples].tolist(), strict=True):
-                images = image_positions[image_starts[sample] : image_starts[sample + 1]].tolist()
+    for first in range(0, lengths.num_samples, WINDOW):
+        window = np.arange(first, min(first + WINDOW, lengths.num_samples))
+        costs = lengths.text_tokens[window] + lengths.images.counts[window].astype(np.int64) * span
+        window, costs = window[costs > 0], costs[costs > 0]
+        is_in_joined = _every_nth(costs, join_share)
+        is_last = first + WINDOW >= lengths.num_samples
+        for packer, mine in ((plain, ~is_in_joined), (joined, is_in_joined)):
+            for sample, length in zip(window[mine].tolist(), costs[mine].tolist(), strict=True):
+                images = lengths.image_positions(sample, num_latents).tolist()
                 packer.add(sample, length, images)
-            rows += [(packer.is_joined, row) for row in packer.fill_rows(is_last=False)]
-    for packer in (plain, joined):
-        rows += [(packer.is_joined, row) for row in packer.fill_rows(is_last=True)]
-    return _to_arrays(rows, lengths, image_starts, image_positions)
+            rows = packer.fill_rows(is_last=is_last)
+            yield _to_arrays(rows, packer.is_joined, lengths, num_latents)
 
 
 def _every_nth(lengths: np.ndarray, share: float) -> np.ndarray:
@@ -203,43 +170,30 @@ class _Packer:
 
 
 def _to_arrays(
-    rows: list[tuple[bool, list[_Piece]]],
-    lengths: np.ndarray,
-    image_starts: np.ndarray,
-    image_positions: np.ndarray,
-) -> PackPlan:
-    is_joined = np.array([joined for joined, _ in rows], dtype=bool)
-    pieces_per_row = np.array([len(row) for _, row in rows], dtype=np.int64)
-    row_starts = np.concatenate([[0], np.cumsum(pieces_per_row)]).astype(np.int64)
-    pieces = np.array([p for _, row in rows for p in row], dtype=np.int64).reshape(-1, 3)
-    samples, starts, stops = (np.ascontiguousarray(column) for column in pieces.T)
-
-    # (sample, position) as one sorted number, to count the images inside each piece.
-    shift = int(lengths.max(initial=0)) + 1
-    samples_of_images = np.repeat(np.arange(len(lengths)), np.diff(image_starts))
-    keys = samples_of_images * shift + image_positions
-    piece_images = np.searchsorted(keys, samples * shift + stops) - np.searchsorted(
-        keys, samples * shift + starts
+    rows: list[list[_Piece]], is_joined: bool, lengths: TokenLengths, num_latents: int
+) -> PackedRows:
+    row_images: list[int] = []
+    row_tokens: list[int] = []
+    cuts = []
+    for row in rows:
+        used = num_images = 0
+        for place, (sample, start, stop) in enumerate(row):
+            is_whole_end = stop == lengths.length(sample, num_latents)
+            positions = lengths.image_positions(sample, num_latents)
+            num_images += int(((positions >= start) & (positions < stop)).sum())
+            used += stop - start - (is_joined and start == 0)
+            used += is_joined and not is_whole_end and place + 1 < len(row)
+            if start or not is_whole_end:
+                cuts.append((len(row_images), place, start, stop))
+        row_images.append(num_images)
+        row_tokens.append(used + is_joined)
+    cut_rows, *cut_columns = np.array(cuts, dtype=np.int64).reshape(-1, 4).T
+    return PackedRows(
+        np.full(len(rows), is_joined),
+        np.array(row_images, dtype=np.int32),
+        np.array(row_tokens, dtype=np.int32),
+        np.array([len(row) for row in rows], dtype=np.int64),
+        np.bincount(cut_rows, minlength=len(rows)),
+        np.array([sample for row in rows for sample, _, _ in row], dtype=np.int64),
+        *cut_columns,
     )
-    is_in_joined = np.repeat(is_joined, pieces_per_row)
-    is_last = np.zeros(len(samples), dtype=bool)
-    is_last[row_starts[1:] - 1] = True
-    costs = stops - starts
-    costs -= is_in_joined & (starts == 0)
-    costs += is_in_joined & (stops < lengths[samples]) & ~is_last
-    return PackPlan(
-        row_starts=row_starts,
-        is_joined=is_joined,
-        row_images=_sum_rows(piece_images, row_starts),
-        row_tokens=_sum_rows(costs, row_starts) + is_joined,
-        piece_samples=samples,
-        piece_starts=starts,
-        piece_stops=stops,
-        num_cuts=len(samples) - len(np.unique(samples)),
-    )
-
-
-def _sum_rows(values: np.ndarray, row_starts: np.ndarray) -> np.ndarray:
-    """int64 (R,): the sum over each row's pieces."""
-    totals = np.concatenate([[0], np.cumsum(values)])
-    return totals[row_starts[1:]] - totals[row_starts[:-1]]

@@ -4,14 +4,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from corpora.document import Document
 from corpora.reader import Corpus
 from mllm.errors import UserError
-from mllm.stream.encode import TokenSequence, encode, image_span
-from mllm.stream.lengths import token_lengths
-from mllm.stream.pack import PackPlan, plan
+from mllm.stream.encode import TokenSequence, encode
+from mllm.stream.plan import open_plan
 from tokenizer.tokenizer import Tokenizer
 
 READ_ATTEMPTS = 3
@@ -53,30 +50,28 @@ class PlannedSource:
         self.source = source
         self._tokenizer, self._num_latents = tokenizer, num_latents
         self.corpus = Corpus(source.corpus_dir, index_dir and index_dir / source.name)
-        lengths = token_lengths(self.corpus, tokenizer)
-        self.dropped = lengths.dropped
-        self.plan: PackPlan = plan(
-            lengths.text_tokens,
-            lengths.image_starts,
-            lengths.image_offsets,
+        self.lengths, self.plan = open_plan(
+            self.corpus,
+            tokenizer,
             seq_len=seq_len,
             num_latents=num_latents,
             join_share=source.join_documents,
         )
         if self.plan.num_rows == 0:
             raise UserError(f"{source.corpus_dir}: no usable sample; run `mllm corpora lint` on it")
-        self.lengths = np.asarray(
-            lengths.text_tokens + lengths.num_images * image_span(num_latents)
-        )
         # What the mixture's token shares count: slots and scored tokens.
-        self.counted_tokens = int(lengths.scored_tokens.sum()) + num_latents * len(
-            lengths.image_offsets
+        self.counted_tokens = (
+            self.lengths.total_scored_tokens + num_latents * self.lengths.total_images
         )
+
+    def length(self, sample: int) -> int:
+        """Tokens of an encoded sample."""
+        return self.lengths.length(sample, self._num_latents)
 
     def sequence(self, sample: int) -> TokenSequence:
         """Reads and encodes a sample. BadSample when its content spells no document."""
         sequence = encode(_read(self.corpus, sample), self._tokenizer, self._num_latents)
-        if len(sequence.token_ids) != self.lengths[sample]:
+        if len(sequence.token_ids) != self.length(sample):
             raise UserError(
                 f"{self.corpus.corpus_dir}: sample {self.corpus.key(sample)} has changed since "
                 "it was indexed; run `mllm corpora index` on it"

@@ -15,9 +15,9 @@ from mllm.images import Resize
 from mllm.stream.batch import Batch, RowInfo
 from mllm.stream.compose import BatchDraft
 from mllm.stream.mixture import Mixture
-from mllm.stream.pack import PACKING_VERSION
 from mllm.stream.permute import epoch_row, hash_key, mix
 from mllm.stream.pixels import PixelCache
+from mllm.stream.plan import PACKING_VERSION
 from mllm.stream.source import PlannedSource, Source
 from tokenizer.specials import BOI_ID
 from tokenizer.tokenizer import Tokenizer
@@ -162,18 +162,20 @@ class TokenStream:
         """What was planned: rows, padding, cuts and drops by source, and the realised shares."""
         row_shares = self.mixture.shares
         tokens_per_row = np.array([s.counted_tokens / s.plan.num_rows for s in self._sources])
-        used_per_row = np.array([s.plan.row_tokens.mean() for s in self._sources])
+        padding = np.array(
+            [s.plan.num_padding / (s.plan.num_rows * self.seq_len) for s in self._sources]
+        )
         token_shares = row_shares * tokens_per_row
         token_shares /= max(1e-9, token_shares.sum())
         sources = {
             s.name: {
                 "samples": len(s.corpus),
-                "dropped": len(s.dropped),
+                "dropped": s.lengths.num_dropped,
                 "cuts": s.plan.num_cuts,
                 "rows_per_epoch": s.plan.num_rows,
-                "joined_rows": int(s.plan.is_joined.sum()),
-                "images_per_epoch": int(s.plan.row_images.sum()),
-                "padding": 1 - used_per_row[i] / self.seq_len,
+                "joined_rows": s.plan.num_joined,
+                "images_per_epoch": s.plan.total_images,
+                "padding": padding[i],
                 "tokens_per_row": tokens_per_row[i],
                 "row_share": row_shares[i],
                 "token_share": token_shares[i],
@@ -182,7 +184,7 @@ class TokenStream:
         }
         return {
             "fingerprint": self.fingerprint,
-            "padding": 1 - float(row_shares @ used_per_row) / self.seq_len,
+            "padding": float(row_shares @ padding),
             "period": self.mixture.period,
             "sources": {
                 name: {key: _plain(value) for key, value in entry.items()}

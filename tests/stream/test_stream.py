@@ -210,12 +210,13 @@ def test_a_broken_picture_is_masked_in_place(world, build, broken_pairs):
     lines = []
     sources = [Source("pairs", broken_pairs, 1)]
     sound = build(sources=[Source("pairs", world.pairs, 1)])
-    stream = build(sources=sources, ledger=lines.append)
+    stream = build(sources=sources)
     key = Corpus(world.pairs).key(3)
     num_checked = 0
     for step in range(3):
         one = sound.batch(step, rank=0, world_size=1, micro_batch_size=8)
         two = stream.batch(step, rank=0, world_size=1, micro_batch_size=8)
+        lines += two.bad_samples
         assert [row.samples for row in one.rows] == [row.samples for row in two.rows]
         assert torch.equal(one.token_ids, two.token_ids)
         for b, info in enumerate(two.rows):
@@ -235,8 +236,7 @@ def test_a_broken_picture_is_masked_in_place(world, build, broken_pairs):
 
 
 def test_a_sample_that_spells_no_document_is_masked_in_place(world, build, monkeypatch):
-    lines = []
-    stream = build(sources=[Source("vqa", world.vqa, 1, 0.5)], ledger=lines.append)
+    stream = build(sources=[Source("vqa", world.vqa, 1, 0.5)])
     arguments = dict(rank=0, world_size=1, micro_batch_size=8)
     sound = stream.batch(0, **arguments)
     corpus = stream._sources[0].corpus
@@ -249,6 +249,7 @@ def test_a_sample_that_spells_no_document_is_masked_in_place(world, build, monke
 
     monkeypatch.setattr(corpus, "document", broken)
     masked = stream.batch(0, **arguments)
+    lines = masked.bad_samples
     assert torch.equal(masked.document_ids, sound.document_ids)
     assert torch.equal(masked.positions, sound.positions)
     assert masked.num_images == sound.num_images - len(lines)
@@ -339,5 +340,5 @@ def test_the_token_lengths_are_measured_once(world, build, monkeypatch):
     def fail(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("mllm.stream.lengths._measure", fail)
+    monkeypatch.setattr("mllm.stream.measure._measure", fail)
     build(num_latents=9, seq_len=100)
