@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from corpora.index import content_hash
 from corpora.reader import Corpus
+from corpora.sidecar import content_hash
 from mllm.command import progress
 from mllm.errors import BadSample
 from mllm.images import open_picture
@@ -61,7 +61,7 @@ def lint(corpus_dir: Path, index_dir: Path | None = None) -> LintReport:
 def errors_of(corpus: Corpus, i: int) -> Iterator[tuple[str, str]]:
     """(kind, detail) for everything that would get sample `i` masked."""
     members = corpus.members(i)
-    if content_hash(members) != corpus.content_hashes[i].tobytes().hex():
+    if content_hash(members) != corpus.content_hashes[i].tobytes():
         yield "index is stale", "the content is not what was indexed; run `mllm corpora index`"
     try:
         document = corpus.document(i)

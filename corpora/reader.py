@@ -3,7 +3,9 @@
 import json
 import os
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,58 +13,81 @@ from typing import Any
 import numpy as np
 
 from corpora.document import Document, from_members
-from corpora.index import VERSION, default_index_dir, shard_paths
+from corpora.index import default_index_dir
+from corpora.ragged import Ragged, load_array
+from corpora.sidecar import VERSION, hash64
+from corpora.storage import ShardFile, is_remote, list_shards, open_shard, shard_label
+from corpora.tar import TAR_BLOCK
 from mllm.errors import UserError
 
 MAX_OPEN_SHARDS = 128
+SCAN = 1 << 20  # hashes compared at once by `find`
 
 
 class Corpus:
-    """The samples of a folder of indexed shards, by number.
+    """The N samples of a folder (or URL) of indexed shards, by number.
 
-    Arrays are memory-mapped and samples are read by `pread`, so one object serves any number of
-    threads, survives a fork, and pickles as its two paths.
+    Arrays are memory-mapped and samples are read by `pread` (or range requests), so one object
+    serves any number of threads, survives a fork, and pickles as its two paths. Opening reads the
+    names of the shards and lists their folder, nothing more: a shard's size is compared with the
+    index when it is first read.
 
     Attributes:
-        fingerprint: 16 hex over keys and contents in order.
-        text_bytes: int64 (N,), UTF-8 bytes of each sample's text.
-        num_images: int32 (N,), pictures of each sample.
-        image_sizes: int32 (sum of num_images, 2), (width, height) from the headers.
+        fingerprint: 16 hex over keys and contents in order, whatever the sharding.
+        text_bytes: uint32 (N,), UTF-8 bytes of each sample's text.
+        num_images: uint16 (N,) (uint32 where a sample has more than 65,535 of something),
+            pictures of each sample.
+        image_sizes: uint16 (sum of num_images, 2), (width, height) from the headers.
+        content_hashes: uint8 (N, 16), over a sample's extensions and bytes.
+        num_bad_samples: Samples whose content spells no document.
         index_dir: Where the index lies, and further sidecars may be written.
     """
 
     def __init__(self, corpus_dir: str | Path, index_dir: str | Path | None = None) -> None:
         """Opens a corpus. UserError when the index is missing or does not fit the shards."""
-        self.corpus_dir = Path(corpus_dir)
-        self.index_dir = default_index_dir(self.corpus_dir, index_dir)
+        self.corpus_dir = str(corpus_dir) if is_remote(corpus_dir) else Path(corpus_dir)
+        self.index_dir = default_index_dir(corpus_dir, index_dir)
         index = self._read_index()
         self.fingerprint: str = index["fingerprint"]
+        self.num_bad_samples: int = index["num_bad_samples"]
         self._extensions: list[str] = index["extensions"]
-        self._shards = [shard["name"] for shard in index["shards"]]
-        self._check_shards({shard["name"]: shard["size"] for shard in index["shards"]})
-        arrays_dir = self.index_dir / index["arrays"]
-        self._shard_ids = _map(arrays_dir, "shard_ids")
-        self._member_starts = _map(arrays_dir, "member_starts")
-        self._member_extensions = _map(arrays_dir, "member_extensions")
-        self._member_offsets = _map(arrays_dir, "member_offsets")
-        self._member_sizes = _map(arrays_dir, "member_sizes")
-        self._key_starts = _map(arrays_dir, "key_starts")
-        self._key_bytes = _map(arrays_dir, "key_bytes")
-        self.text_bytes = _map(arrays_dir, "text_bytes")
-        self.num_images = _map(arrays_dir, "num_images")
-        self.image_sizes = _map(arrays_dir, "image_sizes")
-        self.content_hashes = _map(arrays_dir, "content_hashes")
-        self._files: OrderedDict[int, _ShardFile] = OrderedDict()
-        self._lock = threading.Lock()
+        self._shards: list[str] = index["shards"]
+        self._check_names()
+        folder = self.index_dir / index["arrays"]
+        # Lists of Python numbers: bisecting them costs a tenth of np.searchsorted on a scalar.
+        self._shard_starts: list[int] = load_array(folder, "shard_starts").tolist()
+        self._shard_sizes = load_array(folder, "shard_sizes")
+        self._members = Ragged.load(folder, "members")
+        self._member_extensions = load_array(folder, "member_extensions")
+        self._member_blocks = load_array(folder, "member_blocks")
+        self._member_sizes = load_array(folder, "member_sizes")
+        self._keys = Ragged.load(folder, "keys")
+        self._key_bytes = load_array(folder, "key_bytes")
+        self.images = Ragged.load(folder, "images")
+        self.image_sizes = load_array(folder, "image_sizes")
+        self.text_bytes = load_array(folder, "text_bytes")
+        self.content_hashes = load_array(folder, "content_hashes")
+        self._key_hashes = load_array(folder, "key_hashes")
+        self._url_hashes = load_array(folder, "url_hashes")
+        self._forget_files()
 
     def __len__(self) -> int:
-        return len(self._shard_ids)
+        return self._shard_starts[-1]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Corpus, (self.corpus_dir, self.index_dir)
 
+    @property
+    def num_images(self) -> np.ndarray:
+        return self.images.counts
+
+    @property
+    def shards(self) -> list[str]:
+        """File names of the shards in order."""
+        return self._shards
+
     def key(self, i: int) -> str:
-        start, stop = self._key_starts[i], self._key_starts[i + 1]
+        start, stop = self._keys.span(i)
         return self._key_bytes[start:stop].tobytes().decode()
 
     @cached_property
@@ -72,105 +97,164 @@ class Corpus:
 
     def shard_of(self, i: int) -> str:
         """File name of the shard that holds sample `i`."""
-        return self._shards[self._shard_ids[i]]
+        return self._shards[bisect_right(self._shard_starts, i) - 1]
+
+    def samples_of(self, shard: int) -> range:
+        """Numbers of the samples of a shard, by its place in `shards`."""
+        return range(self._shard_starts[shard], self._shard_starts[shard + 1])
 
     def members(self, i: int) -> dict[str, bytes]:
         """The members of sample `i` as they lie in the shard: extension to bytes.
 
         Raises:
-            UserError: The shard has shrunk since it was indexed.
+            UserError: The shard is gone, or is not the one that was indexed.
             OSError: The disk or the network failed; trying again may help.
         """
-        run = slice(self._member_starts[i], self._member_starts[i + 1])
-        offsets, sizes = self._member_offsets[run], self._member_sizes[run]
+        start, stop = self._members.span(i)
+        if start == stop:
+            return {}
+        extensions = self._member_extensions[start:stop].tolist()
+        blocks = self._member_blocks[start:stop].tolist()
+        sizes = self._member_sizes[start:stop].tolist()
         # Members of a sample are neighbours in the tar: one read for all of them.
-        begin, end = int(offsets.min()), int((offsets + sizes).max())
-        block = self._file(int(self._shard_ids[i])).read(begin, end - begin)
-        return {
-            self._extensions[extension]: block[offset - begin : offset - begin + size]
-            for extension, offset, size in zip(
-                self._member_extensions[run].tolist(), offsets.tolist(), sizes.tolist(), strict=True
-            )
-        }
+        first = blocks[0] * TAR_BLOCK
+        last = blocks[-1] * TAR_BLOCK + sizes[-1]
+        data = self._file(bisect_right(self._shard_starts, i) - 1).read(first, last - first)
+        members = {}
+        for extension, block, size in zip(extensions, blocks, sizes, strict=True):
+            begin = block * TAR_BLOCK - first
+            members[self._extensions[extension]] = data[begin : begin + size]
+        return members
 
     def document(self, i: int) -> Document:
         """Reads sample `i`. BadSample when its content spells no document."""
         return from_members(self.key(i), self.members(i))
 
-    def _file(self, shard_id: int) -> "_ShardFile":
+    def find(
+        self,
+        keys: Iterable[str] = (),
+        urls: Iterable[str] = (),
+        hashes: Iterable[str] = (),
+    ) -> np.ndarray:
+        """Numbers of the samples with one of these keys, URLs (`url` of their JSON) or contents.
+
+        Scans hashes of the index, a block at a time; no sample is read. Keys and contents are
+        then compared whole; of two URLs, one in 10^19 is taken for another.
+
+        Args:
+            keys: As `key` spells them.
+            urls: Exactly as in the JSON members.
+            hashes: 32 hex each, as in `content_hashes`.
+
+        Returns:
+            int64, ascending, each once.
+        """
+        keys, contents = set(keys), {_content(value) for value in hashes}
+        by_key = _positions(self._key_hashes, [hash64(key.encode()) for key in keys])
+        by_url = _positions(
+            self._url_hashes, [hash64(url.encode("utf-8", "surrogatepass")) for url in urls]
+        )
+        by_content = _positions(
+            self.content_hashes.view(np.uint64)[:, 0],
+            [int.from_bytes(content[:8], "little") for content in contents],
+        )
+        found = [i for i in by_key if self.key(i) in keys]
+        found += [i for i in by_content if self.content_hashes[i].tobytes() in contents]
+        return np.unique(np.array([*found, *by_url], np.int64))
+
+    def _file(self, shard: int) -> ShardFile:
+        if self._pid != os.getpid():
+            self._forget_files()  # a lock held, or a connection used, at the fork
         with self._lock:
-            file = self._files.get(shard_id)
-            if file is None:
-                file = _ShardFile(self.corpus_dir / self._shards[shard_id])
-                self._files[shard_id] = file
-                if len(self._files) > MAX_OPEN_SHARDS:
-                    # A thread still reading holds its own reference; the last one closes.
-                    self._files.popitem(last=False)
-            else:
-                self._files.move_to_end(shard_id)
+            file = self._files.get(shard)
+            if file is not None:
+                self._files.move_to_end(shard)
+                return file
+        file = self._open(shard)
+        with self._lock:
+            file = self._files.setdefault(shard, file)
+            while len(self._files) > MAX_OPEN_SHARDS:
+                # A thread still reading holds its own reference; the last one closes.
+                self._files.popitem(last=False)
             return file
+
+    def _open(self, shard: int) -> ShardFile:
+        name, indexed = self._shards[shard], int(self._shard_sizes[shard])
+        try:
+            file = open_shard(self.corpus_dir, name)
+        except FileNotFoundError:
+            raise self._missing(name) from None
+        if file.size != indexed:
+            raise UserError(
+                f"{shard_label(self.corpus_dir, name)}: {file.size:,} bytes, but {indexed:,} when "
+                f"indexed; {self._mend()} (and `lint`) if that is meant"
+            )
+        return file
+
+    def _forget_files(self) -> None:
+        self._pid = os.getpid()
+        self._files: OrderedDict[int, ShardFile] = OrderedDict()
+        self._lock = threading.Lock()
 
     def _read_index(self) -> dict[str, Any]:
         path = self.index_dir / "index.json"
-        mend = f"run `mllm corpora index {self.corpus_dir}`"
         try:
             index = json.loads(path.read_bytes())
         except FileNotFoundError:
-            shard_paths(self.corpus_dir)  # says so where there is no corpus at all
-            raise UserError(f"{self.corpus_dir}: its shards have no index; {mend}") from None
+            list_shards(self.corpus_dir)  # says so where there is no corpus at all
+            raise UserError(
+                f"{self.corpus_dir}: its shards have no index; {self._mend()}"
+            ) from None
         except ValueError:
-            raise UserError(f"{path}: not JSON; {mend}") from None
+            raise UserError(f"{path}: not JSON; {self._mend()}") from None
         if index.get("version") != VERSION:
-            raise UserError(f"{path}: index version {index.get('version')}, not {VERSION}; {mend}")
+            raise UserError(
+                f"{path}: index version {index.get('version')}, not {VERSION}; {self._mend()}"
+            )
         return index
 
-    def _check_shards(self, indexed: dict[str, int]) -> None:
-        mend = f"run `mllm corpora index {self.corpus_dir}` (and `lint`) if that is meant"
-        found = {path.name: path.stat().st_size for path in self.corpus_dir.glob("*.tar")}
-        for name in sorted(found.keys() | indexed.keys()):
-            path = self.corpus_dir / name
-            if name not in found:
-                raise UserError(f"{path}: the index names this shard but it is missing; {mend}")
-            if name not in indexed:
-                raise UserError(f"{path}: this shard is newer than the index; {mend}")
-            if found[name] != indexed[name]:
-                raise UserError(
-                    f"{path}: {found[name]:,} bytes, but {indexed[name]:,} when indexed; {mend}"
-                )
-
-
-class _ShardFile:
-    """An open shard that closes with its last reference."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._handle = -1
-        self._handle = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`; pread keeps no position, so threads need no lock."""
-        blocks = []
-        while size > 0:
-            block = os.pread(self._handle, size, offset)
-            if not block:
-                raise UserError(
-                    f"{self.path}: ends before byte {offset + size:,}, which the index names; "
-                    f"the shard was cut after indexing: write it again"
-                )
-            blocks.append(block)
-            offset, size = offset + len(block), size - len(block)
-        return b"".join(blocks)
-
-
-def _map(arrays_dir: Path, name: str) -> np.ndarray:
-    path = arrays_dir / f"{name}.npy"
-    try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError):
+    def _check_names(self) -> None:
+        """Compares the names of the index with one listing of the folder."""
+        if is_remote(self.corpus_dir):
+            return  # a listing is a request per thousand shards, and https servers have none
+        found = set(list_shards(self.corpus_dir))
+        if found == set(self._shards):
+            return
+        name = min(found ^ set(self._shards))
+        if name not in found:
+            raise self._missing(name)
         raise UserError(
-            f"{path}: missing or cut; run `mllm corpora index {arrays_dir.parent.parent}`"
-        ) from None
+            f"{shard_label(self.corpus_dir, name)}: this shard is newer than the index; "
+            f"{self._mend()} (and `lint`) if that is meant"
+        )
+
+    def _missing(self, name: str) -> UserError:
+        return UserError(
+            f"{shard_label(self.corpus_dir, name)}: the index names this shard but it is missing; "
+            f"{self._mend()} (and `lint`) if that is meant"
+        )
+
+    def _mend(self) -> str:
+        return f"run `mllm corpora index {self.corpus_dir}`"
+
+
+def _content(value: str) -> bytes:
+    try:
+        content = bytes.fromhex(value)
+    except ValueError:
+        content = b""
+    if len(content) != 16:
+        raise UserError(f"{value!r}: not a content hash; it has 32 hexadecimal digits")
+    return content
+
+
+def _positions(hashes: np.ndarray, wanted: list[int]) -> list[int]:
+    """Where `hashes`, uint64 (N,), has one of `wanted`; holds SCAN of them at a time."""
+    if not wanted:
+        return []
+    values = np.array(wanted, np.uint64)
+    parts = [
+        first + np.flatnonzero(np.isin(hashes[first : first + SCAN], values))
+        for first in range(0, len(hashes), SCAN)
+    ]
+    return np.concatenate(parts).tolist() if parts else []

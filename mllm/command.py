@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 from mllm.errors import UserError
@@ -49,8 +49,20 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
-def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """Iterates with a bar on stderr: done, total, rate, ETA. Silent when stderr is no terminal."""
+def progress(
+    items: Iterable[Item],
+    what: str,
+    total: int | None = None,
+    num_bytes: Callable[[Item], int] | None = None,
+) -> Iterator[Item]:
+    """Iterates with a bar on stderr: done, total, rate, ETA. Silent when stderr is no terminal.
+
+    Args:
+        items: What is iterated.
+        what: Stands before the bar.
+        total: Number of items, where `items` has no length.
+        num_bytes: Bytes of an item; the rate is then in MB/s.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -78,11 +90,14 @@ def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iter
     with Progress(*columns, console=console) as bar:
         task_id = bar.add_task(what, total=total, rate="")
         start = shown = time.monotonic()
-        done = waiting = 0
+        done = waiting = amount = 0
         for item in items:
             yield item
             done, waiting, now = done + 1, waiting + 1, time.monotonic()
+            amount += num_bytes(item) if num_bytes else 1
             if now - shown > 0.1:  # an update an item would cost more than many items do
-                bar.update(task_id, advance=waiting, rate=f"{done / (now - start):,.0f}/s")
+                rate = amount / (now - start)
+                shown_rate = f"{rate / 1e6:,.0f} MB/s" if num_bytes else f"{rate:,.0f}/s"
+                bar.update(task_id, advance=waiting, rate=shown_rate)
                 waiting, shown = 0, now
         bar.update(task_id, advance=waiting)

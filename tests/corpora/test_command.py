@@ -120,7 +120,7 @@ def test_a_full_disk_is_one_line(corpus_dir, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "x.json")
 
-    monkeypatch.setattr("corpora.index._consolidate", full)
+    monkeypatch.setattr("corpora.index.consolidate", full)
     with pytest.raises(UserError, match=r"x.json: no space left on the disk"):
         main(["index", str(corpus_dir)])
 

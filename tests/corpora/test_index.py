@@ -32,8 +32,8 @@ def test_the_index_is_small_numbers_about_each_sample(corpus_dir, documents):
     assert corpus.text_bytes.tolist() == [document.text_bytes for document in documents]
     assert corpus.num_images.tolist() == [len(document.images) for document in documents]
     assert (corpus.image_sizes == 8).all()
-    assert corpus.text_bytes.dtype == np.int64
-    assert corpus.num_images.dtype == np.int32
+    assert corpus.text_bytes.dtype == np.uint32
+    assert corpus.num_images.dtype == np.uint16
 
 
 def test_foreign_shards_are_read_after_indexing(tmp_path):
@@ -85,7 +85,7 @@ def test_a_file_that_is_no_tar_is_refused(tmp_path, content):
 
 
 def test_an_unchanged_shard_is_not_read_again(corpus_dir, monkeypatch):
-    monkeypatch.setattr("corpora.index.index_shard", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr("corpora.index.index_shard", lambda *names: pytest.fail(f"read {names}"))
     before = (corpus_dir / "index" / "index.json").read_bytes()
     build_index(corpus_dir)
     assert (corpus_dir / "index" / "index.json").read_bytes() == before
@@ -108,11 +108,12 @@ def test_an_interrupted_consolidation_leaves_the_old_index(corpus_dir, documents
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("corpora.index.np.save", killed)
+        patch.setattr("corpora.consolidate._BlockStarts.append", killed)
         build_index(corpus_dir)
     index = json.loads((corpus_dir / "index" / "index.json").read_bytes())
     assert index["num_samples"] == len(documents)
-    assert (corpus_dir / "index" / index["arrays"] / "shard_ids.npy").exists()
+    assert (corpus_dir / "index" / index["arrays"] / "shard_starts.npy").exists()
+    assert not list((corpus_dir / "index").glob("*.tmp-*"))
     build_index(corpus_dir)
     assert len(Corpus(corpus_dir)) == len(documents) + 1
     assert len(list((corpus_dir / "index").glob("arrays-*"))) == 1

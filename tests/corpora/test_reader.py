@@ -67,10 +67,9 @@ def test_bad_content_is_a_bad_sample(tmp_path):
     [
         (lambda d: (d / "shard-000001.tar").unlink(), r"shard-000001.tar: .*is missing"),
         (lambda d: write_tar(d / "new.tar", [("a.txt", b"a")]), r"new.tar: .*newer than the index"),
-        (lambda d: os.truncate(d / "shard-000002.tar", 1024), r"1,024 bytes, but .* when indexed"),
         (lambda d: (d / "index" / "index.json").unlink(), "have no index; run `mllm corpora index"),
         (lambda d: (d / "index" / "index.json").write_text("{"), r"index.json: not JSON; run"),
-        (lambda d: (d / "index" / "index.json").write_text("{}"), r"index version None, not 1"),
+        (lambda d: (d / "index" / "index.json").write_text("{}"), r"index version None, not 2"),
         (
             lambda d: next((d / "index").glob("arrays-*/text_bytes.npy")).write_bytes(b"x"),
             r"text_bytes.npy: missing or cut",
@@ -82,6 +81,21 @@ def test_an_index_that_does_not_fit_is_one_clear_line(corpus_dir, fault, message
     with pytest.raises(UserError, match=message) as caught:
         Corpus(corpus_dir)
     assert "\n" not in str(caught.value)
+
+
+def test_a_shard_of_another_size_is_refused_when_it_is_first_read(corpus_dir, documents):
+    os.truncate(corpus_dir / "shard-000002.tar", 1024)
+    corpus = Corpus(corpus_dir)
+    assert corpus.document(0) == documents[0]
+    with pytest.raises(UserError, match=r"shard-000002.tar: 1,024 bytes, but .* when indexed"):
+        corpus.document(24)
+
+
+def test_a_shard_that_goes_away_is_named(corpus_dir):
+    corpus = Corpus(corpus_dir)
+    (corpus_dir / "shard-000001.tar").unlink()
+    with pytest.raises(UserError, match=r"shard-000001.tar: .*is missing"):
+        corpus.document(10)
 
 
 def test_no_corpus_at_all(tmp_path):
