@@ -40,9 +40,8 @@ def is_remote(corpus_dir: str | Path) -> bool:
     if "://" not in url:
         return False
     scheme, _, rest = url.partition("://")
-    where = (
-        f"{scheme}://{_without_credentials(rest)}" if scheme in SCHEMES else f"{scheme[:20]}:..."
-    )
+    first = re.split(r"\W", scheme)[0]  # of a chain; what follows may be anything
+    where = f"{scheme}://{_without_credentials(rest)}" if scheme in SCHEMES else f"{first}:..."
     if scheme not in SCHEMES:
         raise UserError(
             f"{where}: shards are read from {', '.join(s + '://' for s in SCHEMES[:3])} or a "
@@ -93,7 +92,7 @@ def open_shard(corpus_dir: str | Path, name: str) -> ShardFile:
         from corpora.remote import RemoteShard
 
         return RemoteShard(shard_label(corpus_dir, name))
-    return LocalShard(Path(corpus_dir) / name)
+    return LocalShard(Path(shard_label(corpus_dir, name)))
 
 
 def shard_label(corpus_dir: str | Path, name: str) -> str:

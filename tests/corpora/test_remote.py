@@ -42,7 +42,7 @@ def small(cache_dir: Path, **changes) -> RemoteSettings:
     request_chunks=st.floats(0.5, 9),
     reads=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 1500)), max_size=25),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_any_reads_over_any_cache_are_the_bytes(
     tmp_path_factory, content_bytes, chunk_bytes, limit_chunks, request_chunks, reads
 ):
@@ -74,7 +74,7 @@ def test_any_reads_over_any_cache_are_the_bytes(
     window=st.integers(1, 6),
     reads=st.lists(st.tuples(st.integers(0, 2999), st.integers(1, 1500)), min_size=1, max_size=12),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 def test_a_run_of_missing_neighbours_is_one_request(tmp_path_factory, chunk_bytes, window, reads):
     shard = RemoteShard(
         put("/runs/a.tar", CONTENT),
@@ -155,7 +155,7 @@ def test_a_folder_lists_only_its_own_shards(monkeypatch, tmp_path):
     assert open_shard("memory://listed/", "b.tar").read(10, 5) == CONTENT[10:15]
     with pytest.raises(UserError, match=r"memory://listed/x.tar: no such object"):
         open_shard("memory://listed", "x.tar")
-    with pytest.raises(UserError, match="holds no .tar shard"):
+    with pytest.raises(UserError, match=r"holds no \.tar shard"):
         put("/empty/readme", b"")
         list_shards("memory://empty")
 

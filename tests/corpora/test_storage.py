@@ -52,7 +52,7 @@ def test_http_is_used_when_allowed(monkeypatch):
         "https://me:hunter22@host/x",
         "https://host/x?X-Amz-Signature=hunter22",
         "https://host/x#hunter22",
-        "hunter22://host",
+        "me:hunter22@https://host",
         "s3::https://me:hunter22@host/x?hunter22",
     ],
 )
@@ -60,7 +60,7 @@ def test_a_url_with_credentials_is_refused_without_repeating_them(url):
     for ask in (is_remote, list_shards, lambda u: open_shard(u, "a.tar")):
         with pytest.raises(UserError) as refused:
             ask(url)
-        assert "hunter22" not in str(refused.value).replace("hunter22:...", "")
+        assert "hunter22" not in str(refused.value)
         assert "AKIAKEY" not in str(refused.value)
 
 
