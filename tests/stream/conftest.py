@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mllm.stream.stream import Source, TokenStream
 
@@ -44,8 +45,26 @@ def broken_pairs(world, tmp_path) -> Path:
     picture = Corpus(copy).document(3).images[0]
     shard = copy / Corpus(copy).shard_of(3)
     data = shard.read_bytes()
-    corpus = Corpus(copy)
-    offset = int(corpus._member_offsets[corpus._member_starts[3]])
-    assert data[offset : offset + len(picture)] == picture
+    offset = data.index(picture)  # drawings differ, so the first is sample 3's
     shard.write_bytes(data[:offset] + b"x" * len(picture) + data[offset + len(picture) :])
     return copy
+
+
+@pytest.fixture
+def config(world, tmp_path):
+    values = {
+        "run_dir": str(tmp_path / "run"),
+        "tokenizer": str(world.tokenizer_dir),
+        "seed": 3,
+        "data": {
+            "mixture": [
+                {"name": "pairs", "path": str(world.pairs), "weight": 0.6, "join_documents": 0.5},
+                {"name": "text", "path": str(world.text), "weight": 0.4},
+            ]
+        },
+        "model": {"seq_len": 192, "num_latents": 4, "vision": {"image_size": 16, "patch_size": 8}},
+        "train": {"micro_batch_size": 2, "global_batch_size": 8},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
