@@ -27,6 +27,7 @@ CONNECT_SECONDS = 10.0
 RETRIED = (408, 425, 429, "RequestTimeout")  # and every 5xx
 REFUSED = (401, 403)
 ABSENT = (404, 410)
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "https": "aiohttp", "http": "aiohttp", "memory": "fsspec"}
 CHATTY_LOGGERS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "fsspec", "aiohttp", "urllib3")
 
 Result = TypeVar("Result")
@@ -288,7 +289,7 @@ def _make_file_system(scheme: str, options: dict[str, Any], settings: RemoteSett
             client = {"timeout": timeout, "read_bufsize": MIB} | options.get("client_kwargs", {})
             return fsspec.filesystem(scheme, **defaults | options | {"client_kwargs": client})
         return fsspec.filesystem(scheme, **defaults | options)
-    except ImportError as error:
+    except ImportError:
         raise UserError(
-            f'{scheme}://: {error.name or "a package"} is missing; pip install "mllm[remote]"'
+            f'{scheme}://: {PACKAGES[scheme]} is missing; pip install "mllm[remote]"'
         ) from None
