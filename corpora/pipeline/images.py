@@ -133,7 +133,7 @@ def _keep_images(record: Record, numbers: list[int]) -> None:
         if "text" in item:
             layout.append(item)
         elif item["image"] in renumbered:
-            layout.append({"image": renumbered[item["image"]]})
+            layout.append(item | {"image": renumbered[item["image"]]})
     record.metadata[LAYOUT] = layout
     record.media = [record.media[number] for number in numbers]
     for number, media in enumerate(record.media):

@@ -2,10 +2,12 @@
 
 datatrove Document.text       all scored and unscored text, joined by newlines
 datatrove Document.media      the pictures, in order
-datatrove Document.metadata   our meta, the layout of segments under LAYOUT, turns under TURNS
+datatrove Document.metadata   our meta, the layout of segments under LAYOUT, roles under ROLES
 """
 
 import hashlib
+import itertools
+from collections import Counter
 from typing import Any
 
 from datatrove.data import Document as Record
@@ -13,8 +15,8 @@ from datatrove.data import Media, MediaType
 
 from corpora.document import Document, ImageSegment, Segment, TextSegment, Turn
 
-TURNS = "mllm_turns"  # list of (role, number of segments), for instruction documents only
-LAYOUT = "mllm_layout"  # list of {"text": ..., "scored": bool} | {"image": number in media}
+LAYOUT = "mllm_layout"  # list of {"text": ..., "scored": bool} | {"image": number in media}, each
+ROLES = "mllm_roles"  # with "turn": number in this list of roles if it is an instruction document
 
 
 def to_record(document: Document) -> Record:
@@ -24,14 +26,17 @@ def to_record(document: Document) -> Record:
     for segment in document.segments:
         if isinstance(segment, ImageSegment):
             layout.append({"image": len(media)})
-            number = str(len(media))
-            media.append(Media(number, MediaType.IMAGE, url="", media_bytes=segment.data))
+            media.append(Media(str(len(media)), MediaType.IMAGE, url="", media_bytes=segment.data))
         else:
             layout.append({"text": segment.text, "scored": segment.is_scored})
     text = "\n".join(s.text for s in document.segments if isinstance(s, TextSegment))
     metadata = {**document.meta, LAYOUT: layout}
     if document.turns:
-        metadata[TURNS] = document.turns
+        metadata[ROLES] = [turn.role for turn in document.turns]
+        said = iter(layout)
+        for number, turn in enumerate(document.turns):
+            for line in itertools.islice(said, turn.num_segments):
+                line["turn"] = number
     return Record(text, document.key, media, metadata)
 
 
@@ -39,11 +44,11 @@ def from_record(record: Record) -> Document:
     """Our document of a record.
 
     A step may have rewritten `text` (C4's filter drops lines): a record with one text segment takes
-    its text from there. Steps that rewrite may not run on records with more.
+    its text from there. Steps that rewrite may not run on records with more. A step may also have
+    taken items out of the layout; a turn that lost all of them goes too.
     """
-    layout = record.metadata.get(LAYOUT)
-    meta = {k: value for k, value in record.metadata.items() if k not in (LAYOUT, TURNS)}
-    turns = tuple(Turn(*turn) for turn in record.metadata.get(TURNS, ()))
+    meta = dict(record.metadata)
+    layout, roles = meta.pop(LAYOUT, None), meta.pop(ROLES, ())
     if layout is None:
         return Document(record.id, (TextSegment(record.text),), meta)
     texts = [item for item in layout if "text" in item]
@@ -54,6 +59,8 @@ def from_record(record: Record) -> Document:
         else:
             text = record.text if len(texts) == 1 else item["text"]
             segments.append(TextSegment(text, item["scored"]))
+    sizes = Counter(item["turn"] for item in layout) if roles else {}
+    turns = tuple(Turn(role, sizes[i]) for i, role in enumerate(roles) if sizes[i])
     return Document(record.id, tuple(segments), meta, turns)
 
 

@@ -1,0 +1,161 @@
+"""HTML pages: text and local pictures in reading order.
+
+Blocks become lines, runs of white space one space; what is not content (script, style, nav, forms)
+is passed over, and so are DocBook's navigation blocks, which manuals such as GIMP's carry.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from corpora.document import Document, ImageSegment, Segment, TextSegment
+from corpora.pipeline.readers.base import BadRecord, Format, ReadLog
+from corpora.pipeline.readers.pictures import decoded, open_pictures
+from corpora.pipeline.units import Part, files_under
+
+_NO_CONTENT = """
+head script style nav noscript template iframe object button select textarea form svg canvas audio
+video math
+"""
+_BLOCKS = """
+address article aside blockquote body br caption center dd details dialog div dl dt fieldset
+figcaption figure footer h1 h2 h3 h4 h5 h6 header hr html li main ol p pre section summary table
+tbody td tfoot th thead tr ul
+"""
+SKIPPED = frozenset(_NO_CONTENT.split())
+SKIPPED_CLASSES = frozenset(("navheader", "navfooter"))
+BLOCKS = frozenset(_BLOCKS.split())
+SPACE = re.compile(r"\s+")
+MAX_FILE = 64 << 20  # bytes
+
+
+class Html(Format):
+    name = "html"
+    summary = "folders of .html pages with their pictures (--image-dir: the folder that holds both)"
+    suffixes = (".html", ".htm", ".xhtml")
+    weight = 16
+
+    def claims(self, source: Path) -> bool:
+        path = next(files_under(source, self.suffixes), None)
+        return path is not None and path.name.lower().endswith(self.suffixes)
+
+    def parts(self, source: Path, unit_bytes: int) -> Iterator[Part]:
+        root = source if source.is_dir() else source.parent
+        for path in files_under(source, self.suffixes):
+            yield Part(str(path), path.stat().st_size, root=str(root))
+
+    def read(self, part: Part, log: ReadLog) -> Iterator[Document]:
+        path = Path(part.path)
+        where = str(path.relative_to(part.root))
+        if part.size > MAX_FILE:
+            log.drop("page too large", where)
+            return
+        pictures = open_pictures(self.options.image_dir or part.root)
+        segments: list[Segment] = []
+        for item in reading_order(path.read_bytes()):
+            if isinstance(item, str):
+                segments.append(TextSegment(item))
+                continue
+            try:
+                segments.append(self._picture(item.source, path, pictures))
+            except BadRecord as bad:
+                log.leave_out(bad.reason, where, bad.excerpt)
+        if not segments:
+            log.drop("empty page", where)
+        elif not any(isinstance(segment, ImageSegment) for segment in segments):
+            log.drop("no picture left", where)
+        else:
+            yield Document("", tuple(segments), {"file": where})
+
+    def _picture(self, source: str, page: Path, pictures: Any) -> ImageSegment:
+        if source.startswith("data:"):
+            return decoded(source)
+        url = urlsplit(source)
+        if url.scheme or url.netloc:
+            raise BadRecord("picture is not local", source)
+        name = unquote(url.path)
+        if name.lower().endswith((".svg", ".svgz")):
+            raise BadRecord("picture is SVG", source)
+        if not name:
+            raise BadRecord("picture without src")
+        return pictures.get(str(page.parent.resolve() / name))
+
+
+class ImageMark:
+    """Where a picture stands in a page."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+
+def reading_order(page: bytes) -> Iterator[str | ImageMark]:
+    """Texts and pictures of a page, in order; neighbouring texts are one."""
+    from lxml import etree, html
+
+    # Without a declared charset lxml takes Latin-1, which broke most pages that declare none.
+    try:
+        page.decode()
+        encoding = "utf-8"
+    except UnicodeDecodeError:
+        encoding = None
+    parser = html.HTMLParser(encoding=encoding, no_network=True, remove_comments=True)
+    try:
+        root = html.document_fromstring(page, parser=parser)
+    except (etree.LxmlError, ValueError):
+        return
+    pieces: list[str] = []
+    for item in _walk(root):
+        if isinstance(item, ImageMark):
+            if text := _tidy(pieces):
+                yield text
+            pieces = []
+            yield item
+        else:
+            pieces.append(item)
+    if text := _tidy(pieces):
+        yield text
+
+
+def _walk(root: Any) -> Iterator[str | ImageMark]:
+    """White space within blocks collapsed, "\\n" around blocks. No recursion: pages nest deeply."""
+    from lxml import etree
+
+    skipping: Any = None
+    kept = 0  # <pre> elements that are open
+    for event, element in etree.iterwalk(root, events=("start", "end")):
+        tag = element.tag if isinstance(element.tag, str) else ""
+        if event == "start":
+            if skipping is not None:
+                continue
+            if tag in SKIPPED or not tag or SKIPPED_CLASSES & set(element.get("class", "").split()):
+                skipping = element
+                continue
+            if tag in BLOCKS:
+                yield "\n"
+            kept += tag == "pre"
+            if tag == "img":
+                yield ImageMark((element.get("src") or "").strip())
+            yield _text(element.text, kept)
+        else:
+            if skipping is not None and skipping is not element:
+                continue
+            if skipping is None:
+                kept -= tag == "pre"
+                if tag in BLOCKS:
+                    yield "\n"
+            skipping = None
+            if element is not root:
+                yield _text(element.tail, kept)
+
+
+def _text(text: str | None, kept: int) -> str:
+    return (text or "") if kept else SPACE.sub(" ", text or "")
+
+
+def _tidy(pieces: list[str]) -> str:
+    """Lines without outer spaces, at most one of them empty in a row."""
+    lines = [line.rstrip() for line in "".join(pieces).split("\n")]
+    lines = [line[1:] if line.startswith(" ") and line[1:2] != " " else line for line in lines]
+    return re.sub(r"\n{2,}", "\n", "\n".join(lines)).strip()
