@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import PositiveInt, TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from mllm.errors import UserError
 from mllm.model.config import ModelConfig
@@ -43,7 +43,7 @@ class DataConfig:
     index_dir: str | None = None  # where indexes lie when the shards' folder is read-only
     resize: Literal["crop", "squash"] = "squash"  # how a picture becomes square
     augment: bool = False  # random shift, scale, turn and colour, drawn from (seed, sample, epoch)
-    num_workers: int = 1  # loader threads per rank; 0 loads in the training loop
+    num_workers: NonNegativeInt = 2  # loader processes per rank; 0: one thread of the trainer's own
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.mixture]

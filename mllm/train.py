@@ -88,6 +88,7 @@ def train(config: Config) -> int:
         world_size=dist.world_size(),
         micro_batch_size=config.train.micro_batch_size,
         num_workers=config.data.num_workers,
+        pin_memory=dist.device().type == "cuda",
     )
 
     # ------------------------------------------------------------------------------- loop

@@ -56,6 +56,7 @@ def pretrain_config(world: Path, run_dir: Path) -> Config:
                     for name, weight in sources
                 ],
                 "augment": True,
+                "num_workers": 0,
             },
             "model": MODEL,
             "train": {

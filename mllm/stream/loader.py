@@ -1,7 +1,9 @@
 """Rows to this rank's batches, a few steps ahead of the loop.
 
-Workers are threads: what they do (reading, tokenising, decoding pictures) runs outside the
-interpreter lock for the most part, batches arrive without a copy, and nothing outlives the process.
+`num_workers` processes compose whole steps and hand them over through shared memory (workers.py).
+With 0, one thread of the trainer's own process does: reading and decoding pictures leave the
+interpreter lock, so on a machine of few cores, and in tests, it does as well without the memory
+and the start of further processes.
 """
 
 import time
@@ -9,23 +11,26 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from mllm.stream.batch import Batch
-from mllm.stream.stream import TokenStream
+from mllm.stream.parcel import pack
+from mllm.stream.workers import Workers, compose
+
+FOREVER = 1 << 60  # steps
 
 
 class Loader:
-    """Iterates `(step, [Batch per micro-step])` of one rank, from `start_step` on.
+    """Iterates `(step, [batch per micro-step])` of one rank, from `start_step` on.
 
-    An error in a worker is raised in the loop, with the worker's traceback, at the step it belongs
-    to. Masked samples are reported to the stream's ledger when their step is handed out, so no
-    ledger line runs ahead of the training loop.
+    An error in a worker is raised in the loop at the step it belongs to, with the worker's
+    traceback; a worker that was killed is an error that names it.
 
     Args:
-        num_workers: threads; 0 composes each step when it is asked for.
-        prefetch_steps: steps composed ahead, at most; bounds the memory.
+        stream: a TokenStream or PairStream.
+        num_workers: processes; 0: one thread.
+        prefetch_steps: steps composed ahead, at most (a worker has at least one); bounds memory.
         end_step: the first step not to compose; None goes on for ever.
+        pin_memory: hand batches out in page-locked memory, for an accelerator.
 
     Attributes:
         data_wait_seconds: how long the loop waited for the last item.
@@ -33,55 +38,52 @@ class Loader:
 
     def __init__(
         self,
-        stream: TokenStream,
+        stream: Any,
         *,
         rank: int,
         world_size: int,
         micro_batch_size: int,
         start_step: int = 0,
         end_step: int | None = None,
-        num_workers: int = 1,
+        num_workers: int = 0,
         prefetch_steps: int = 4,
+        pin_memory: bool = False,
     ) -> None:
-        self.stream = stream
-        self.rank, self.world_size = rank, world_size
-        self.micro_batch_size = micro_batch_size
-        self.end_step = end_step
+        split = {"rank": rank, "world_size": world_size, "micro_batch_size": micro_batch_size}
+        stream.grad_accum_steps(world_size, micro_batch_size)  # refuses sizes that do not divide
         self.data_wait_seconds = 0.0
-        self._grad_accum_steps = stream.grad_accum_steps(world_size, micro_batch_size)
-        self._next_step = start_step  # handed out next
-        self._next_asked = start_step  # asked of the workers next
-        self._depth = max(num_workers, prefetch_steps)
-        self._waiting: deque[Future[list[Batch]]] = deque()
-        self._workers = (
-            ThreadPoolExecutor(num_workers, thread_name_prefix="loader") if num_workers else None
-        )
+        self._steps = iter(range(start_step, FOREVER if end_step is None else end_step))
+        steps = range(start_step, FOREVER if end_step is None else end_step)
+        self._producer: Workers | _Thread
+        if num_workers and steps:
+            self._producer = Workers(
+                stream,
+                split,
+                steps,
+                num_workers=num_workers,
+                prefetch_steps=prefetch_steps,
+                pin_memory=pin_memory,
+            )
+        else:
+            self._producer = _Thread(stream, split, steps, prefetch_steps, pin_memory)
 
-    def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
+    def __iter__(self) -> Iterator[tuple[int, list[Any]]]:
         return self
 
-    def __next__(self) -> tuple[int, list[Batch]]:
-        step = self._next_step
-        if self.end_step is not None and step >= self.end_step:
-            self.close()
-            raise StopIteration
+    def __next__(self) -> tuple[int, list[Any]]:
         began = time.perf_counter()
         try:
-            batches = self._take(step)
+            step = next(self._steps)
+            batches = self._producer.take()
         except BaseException:
             self.close()
             raise
         self.data_wait_seconds = time.perf_counter() - began
-        self._next_step += 1
-        for batch in batches:
-            self.stream.report(batch)
         return step, batches
 
     def close(self) -> None:
-        """Ends the workers, each after the step it is at; what they prefetched is dropped."""
-        self._waiting.clear()
-        if self._workers is not None:
-            self._workers.shutdown(wait=True, cancel_futures=True)
+        """Ends the workers; what they prefetched is dropped."""
+        self._producer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -94,22 +96,34 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _take(self, step: int) -> list[Batch]:
-        if self._workers is None:
-            return self._compose(step)
-        while len(self._waiting) < self._depth and self._next_asked != self.end_step:
-            self._waiting.append(self._workers.submit(self._compose, self._next_asked))
-            self._next_asked += 1
+
+class _Thread:
+    """One thread that composes steps ahead."""
+
+    def __init__(
+        self,
+        stream: Any,
+        split: dict[str, int],
+        steps: range,
+        prefetch_steps: int,
+        pin_memory: bool,
+    ) -> None:
+        self._stream, self._split = stream, split
+        self._steps, self._depth = iter(steps), prefetch_steps
+        self._pin_memory = pin_memory
+        self._waiting: deque[Future[list[Any]]] = deque()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+
+    def take(self) -> list[Any]:
+        while len(self._waiting) < self._depth and (step := next(self._steps, None)) is not None:
+            self._waiting.append(self._pool.submit(self._compose, step))
         return self._waiting.popleft().result()
 
-    def _compose(self, step: int) -> list[Batch]:
-        return [
-            self.stream.compose(
-                step,
-                micro_step,
-                rank=self.rank,
-                world_size=self.world_size,
-                micro_batch_size=self.micro_batch_size,
-            )
-            for micro_step in range(self._grad_accum_steps)
-        ]
+    def _compose(self, step: int) -> list[Any]:
+        batches = compose(self._stream, step, self._split)
+        return pack(batches, shared=False).pin_memory().unpack() if self._pin_memory else batches
+
+    def close(self) -> None:
+        """Ends the thread after the step it is at."""
+        self._waiting.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)

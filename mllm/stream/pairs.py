@@ -55,6 +55,7 @@ class PairStream:
     """
 
     def __init__(self, config: Config):
+        self._config = config
         self.tokenizer = Tokenizer(config.tokenizer)
         self.seed = config.seed
         self.global_batch_size = config.train.global_batch_size
@@ -79,6 +80,18 @@ class PairStream:
         self._keys = np.array(keys, dtype=np.uint64)
         self._num_samples = np.array([len(corpus) for corpus in self._corpora], dtype=np.int64)
         self._group_size = config.contrastive.group_size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._config,)
+
+    def bytes_per_step(self, step: int, world_size: int) -> int:
+        """Memory of one rank's pairs of a step, about."""
+        pair = 3 * self.image_size**2 + 8 * self.text_len + 24
+        return self.global_batch_size * pair // world_size
+
+    @property
+    def fingerprint(self) -> str:
+        return self.state["fingerprint"]
 
     @property
     def state(self) -> dict[str, Any]:
@@ -125,8 +138,8 @@ class PairStream:
         chosen %= num_samples
         return list(zip(source_ids.tolist(), chosen.tolist(), epochs.tolist(), strict=True))
 
-    def compose(
-        self, step: int, micro_step: int, *, rank: int, world_size: int, micro_batch_size: int
+    def batch(
+        self, step: int, micro_step: int = 0, *, rank: int, world_size: int, micro_batch_size: int
     ) -> PairBatch:
         """This rank's pairs. A picture or caption that cannot be read becomes a blank pair."""
         self.grad_accum_steps(world_size, micro_batch_size)
@@ -195,9 +208,6 @@ class PairStream:
         caption = caption.removeprefix(self.caption_prefix)
         places = [caption.find(end) for end in self.caption_end if end in caption]
         return caption[: min(places)] if places else caption
-
-    def report(self, batch: PairBatch) -> None:
-        """The training loop writes `bad_samples` to the ledger itself."""
 
 
 def pair_of(document: Document) -> tuple[bytes, str]:

@@ -1,6 +1,6 @@
 """The token stream: step in, this rank's rows out. No position is kept anywhere."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -21,8 +21,6 @@ from mllm.stream.plan import PACKING_VERSION
 from mllm.stream.source import PlannedSource, Source
 from tokenizer.specials import BOI_ID
 from tokenizer.tokenizer import Tokenizer
-
-Ledger = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,8 @@ class TokenStream:
         unit: what the weights share out: "tokens" (slots and scored tokens) or "rows".
         index_dir: where the corpora's indexes lie, in one folder per source name; by default
             beside the shards.
-        ledger: called with one dict per masked sample of a batch, in the thread that asked for it.
+
+    It pickles as these arguments: a loader worker opens its own files.
     """
 
     def __init__(
@@ -66,8 +65,8 @@ class TokenStream:
         resize: Resize = "squash",
         unit: str = "tokens",
         index_dir: str | Path | None = None,
-        ledger: Ledger | None = None,
     ) -> None:
+        self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.source_names = [source.name for source in sources]
         if not sources or len(set(self.source_names)) < len(sources):
             raise UserError("data.mixture: needs at least one source, and each its own name")
@@ -78,7 +77,6 @@ class TokenStream:
         self.global_batch_size, self.seed = global_batch_size, seed
         self.unit = unit
         self._pictures = PixelCache(image_size, resize)
-        self.ledger = ledger
         self._sources = [
             PlannedSource(
                 source,
@@ -95,8 +93,11 @@ class TokenStream:
             [hash_key("order", seed, name) for name in self.source_names], dtype=np.uint64
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _build, (type(self), self._arguments)
+
     @classmethod
-    def from_config(cls, config: Any, ledger: Ledger | None = None) -> Self:
+    def from_config(cls, config: Any) -> Self:
         """The stream that a training config describes (`mllm.config.load_config`)."""
         sources = [
             Source(entry.name, entry.path, entry.weight, entry.join_documents)
@@ -113,7 +114,6 @@ class TokenStream:
             resize=config.data.resize,
             unit=config.data.unit,
             index_dir=config.data.index_dir,
-            ledger=ledger,
         )
 
     def _row_share(self, planned: PlannedSource) -> Fraction:
@@ -215,7 +215,7 @@ class TokenStream:
             info
             for micro_step in range(self.grad_accum_steps(**split))
             for rank in range(world_size)
-            for info in self.compose(step, micro_step, rank=rank, **split).rows
+            for info in self.batch(step, micro_step, rank=rank, **split).rows
         ]
         return sorted(infos, key=lambda info: info.row)
 
@@ -238,6 +238,12 @@ class TokenStream:
 
     # ---------------------------------------------------------------- batches
 
+    def bytes_per_step(self, step: int, world_size: int) -> int:
+        """Memory of one rank's batches of a step, about: five int64 and two bool a position."""
+        positions = self.global_batch_size * self.seq_len
+        pixels = int(self.rows(step).num_images.sum()) * 3 * self._pictures.size**2
+        return (positions * (5 * 8 + 2) + pixels) // world_size
+
     def batch(
         self,
         step: int,
@@ -247,33 +253,7 @@ class TokenStream:
         world_size: int,
         micro_batch_size: int,
     ) -> Batch:
-        """The rows of one rank in one micro-step; tells the ledger about masked samples."""
-        batch = self.compose(
-            step,
-            micro_step,
-            rank=rank,
-            world_size=world_size,
-            micro_batch_size=micro_batch_size,
-        )
-        self.report(batch)
-        return batch
-
-    def report(self, batch: Batch) -> None:
-        """One ledger line per sample that was masked in `batch`."""
-        if self.ledger:
-            for line in batch.bad_samples:
-                self.ledger(line)
-
-    def compose(
-        self,
-        step: int,
-        micro_step: int,
-        *,
-        rank: int,
-        world_size: int,
-        micro_batch_size: int,
-    ) -> Batch:
-        """`batch` without the ledger: safe to call from any thread, ahead of time."""
+        """The rows of one rank in one micro-step. Safe to call from any thread."""
         self.grad_accum_steps(world_size, micro_batch_size)
         rows = self.rows(step)
         cells = deal(rows.num_images, rows.source_ids, micro_batch_size)
@@ -329,6 +309,10 @@ def deal(num_images: np.ndarray, source_ids: np.ndarray, micro_batch_size: int) 
         cells[takers, number] = dealt
         loads[takers] += num_images[dealt]
     return np.sort(cells, axis=1)
+
+
+def _build(kind: type[TokenStream], arguments: dict[str, Any]) -> TokenStream:
+    return kind(**arguments)
 
 
 def _plain(value: Any) -> int | float:

@@ -22,7 +22,7 @@ def stream(world: World) -> PairStream:
 def keys(stream: PairStream, step: int, world_size: int) -> list[str]:
     size = stream.global_batch_size // world_size
     batches = [
-        stream.compose(step, 0, rank=rank, world_size=world_size, micro_batch_size=size)
+        stream.batch(step, rank=rank, world_size=world_size, micro_batch_size=size)
         for rank in range(world_size)
     ]
     return [key for batch in batches for row in batch.rows for key in row.samples]
@@ -76,7 +76,7 @@ def test_the_core_of_a_caption_is_between_prefix_and_end(world: World) -> None:
 
 
 def test_equal_captions_get_equal_ids(stream: PairStream) -> None:
-    batch = stream.compose(0, 0, rank=0, world_size=1, micro_batch_size=12)
+    batch = stream.batch(0, rank=0, world_size=1, micro_batch_size=12)
     same_text = (batch.token_ids[:, None] == batch.token_ids).all(-1)
     assert torch.equal(batch.caption_ids[:, None] == batch.caption_ids, same_text)
 

@@ -1,12 +1,7 @@
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
-import yaml
 
 from mllm.errors import UserError
 from mllm.stream.command import main, parse_steps
@@ -15,26 +10,6 @@ ROW_KEYS = {
     *("step", "rank", "micro_step", "row", "source"),
     *("samples", "tokens", "scored_tokens", "images"),
 }
-
-
-@pytest.fixture
-def config(world, tmp_path):
-    values = {
-        "run_dir": str(tmp_path / "run"),
-        "tokenizer": str(world.tokenizer_dir),
-        "seed": 3,
-        "data": {
-            "mixture": [
-                {"name": "pairs", "path": str(world.pairs), "weight": 0.6, "join_documents": 0.5},
-                {"name": "text", "path": str(world.text), "weight": 0.4},
-            ]
-        },
-        "model": {"seq_len": 192, "num_latents": 4, "vision": {"image_size": 16, "patch_size": 8}},
-        "train": {"micro_batch_size": 2, "global_batch_size": 8},
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
 
 
 def show(capsys, *arguments):
@@ -73,31 +48,3 @@ def test_mistakes_name_the_flag(config):
             parse_steps(text)
     with pytest.raises(UserError, match="3 ranks x"):
         main(["show", str(config), "--steps", "0:1", "--world-size", "3"])
-
-
-def test_ctrl_c_in_a_prefetching_loop_ends_the_process_at_once(config):
-    code = f"""
-import time
-from mllm.config import load_config
-from mllm.stream.loader import Loader
-from mllm.stream.stream import TokenStream
-stream = TokenStream.from_config(load_config({str(config)!r}))
-with Loader(stream, rank=0, world_size=1, micro_batch_size=2, num_workers=2) as loader:
-    for step, _ in loader:
-        print(step, flush=True)
-        time.sleep(0.05)
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "0\n"
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
-    assert "KeyboardInterrupt" in errors
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
