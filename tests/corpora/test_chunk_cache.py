@@ -16,6 +16,7 @@ from corpora import transfer
 from corpora.chunk_cache import ChunkCache
 
 LENGTH = 20_000
+LONG = random.Random(9).randbytes(8 << 20)  # takes long enough to write to be killed half-way
 CONTEXT = multiprocessing.get_context("fork")
 
 
@@ -32,6 +33,28 @@ def on_disk(folder: Path) -> int:
         except FileNotFoundError:
             continue
     return total
+
+
+def writes_at_once(folder: Path, barrier, results: Queue, seed: int) -> None:
+    cache = ChunkCache(folder, 1 << 30, 10.0)
+    barrier.wait(30)
+    for number in range(12):
+        cache.store(f"{seed}-{number}", LONG)
+    results.put([cache.read(f"{seed}-{n}", len(LONG), 0, len(LONG)) == LONG for n in range(12)])
+
+
+def test_writers_take_turns(tmp_path):
+    barrier, results = CONTEXT.Barrier(3), CONTEXT.Queue()
+    workers = [
+        CONTEXT.Process(target=writes_at_once, args=(tmp_path, barrier, results, seed))
+        for seed in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    assert [results.get(timeout=60) for _ in workers] == [[True] * 12] * 3
+    for worker in workers:
+        worker.join()
+    assert int((tmp_path / "lock").read_bytes()) == 36 * (len(LONG) + 4) == on_disk(tmp_path)
 
 
 def read_at_random(folder: Path, limit: int, seed: int, results: Queue) -> None:
@@ -119,29 +142,33 @@ def test_a_claim_is_not_waited_for_forever_and_ends_with_its_process(tmp_path):
         assert time.monotonic() - began < 5
 
 
-def store_for_ever(folder: Path, limit: int) -> None:
+def store_for_ever(folder: Path, limit: int, start) -> None:
     cache, number = ChunkCache(folder, limit, 5.0), 0
+    start.set()
     while True:
-        name = f"{os.getpid()}-{number:05d}"
-        cache.store(name, chunk_of(name))
+        cache.store(f"{os.getpid()}-{number:05d}", LONG)
         number += 1
 
 
 def test_killed_writers_leave_only_whole_chunks_and_a_free_lock(tmp_path):
-    limit, draws = 10 * (LENGTH + 4), random.Random(3)
-    for _ in range(25):
-        writer = CONTEXT.Process(target=store_for_ever, args=(tmp_path, limit))
+    limit, draws, cut = 5 * (len(LONG) + 4), random.Random(3), 0
+    for _ in range(15):
+        start = CONTEXT.Event()
+        writer = CONTEXT.Process(target=store_for_ever, args=(tmp_path, limit, start))
         writer.start()
-        time.sleep(draws.uniform(0.005, 0.04))
+        assert start.wait(10)
+        time.sleep(draws.uniform(0.02, 0.06))
         assert writer.pid
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
-    assert 0 < on_disk(tmp_path) <= limit + LENGTH + 4
+        cut += (tmp_path / "aside").exists()
+    assert cut > 2  # the kills did hit writers
+    assert 0 < sum(path.stat().st_size for path in tmp_path.glob("chunks/*")) <= limit
     cache = ChunkCache(tmp_path, limit, 5.0)
     names = [path.name for path in (tmp_path / "chunks").iterdir()]
     assert names
     for name in names:
-        assert cache.read(name, LENGTH, 0, LENGTH) == chunk_of(name)
+        assert cache.read(name, len(LONG), 0, len(LONG)) == LONG
     cache.store("after", chunk_of("after"))
     assert cache.read("after", LENGTH, 1, 9) == chunk_of("after")[1:9]
 
