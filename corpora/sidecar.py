@@ -21,7 +21,7 @@ import numpy as np
 from corpora.document import Document, from_members
 from corpora.picture_size import picture_size
 from corpora.storage import ShardFile, is_remote, open_shard, shard_label
-from corpora.tar import TAR_BLOCK, BrokenTar, TarSample, read_samples
+from corpora.tar import READ_BYTES, REMOTE_READ_BYTES, TAR_BLOCK, BrokenTar, TarSample, read_samples
 from mllm.errors import BadSample, UserError
 from mllm.files import write_aside
 
@@ -155,7 +155,7 @@ def index_shard(corpus_dir: str | Path, name: str) -> Sidecar:
     file, mtime_ns = open_stamped(corpus_dir, name)
     describer = ShardDescriber(name, file.size, mtime_ns)
     try:
-        for sample in read_samples(file):
+        for sample in read_samples(file, read_size(corpus_dir)):
             describer.add(sample)
     except BrokenTar as error:
         raise UserError(
@@ -169,6 +169,11 @@ def open_stamped(corpus_dir: str | Path, name: str) -> tuple[ShardFile, int]:
     """An open shard and its modification time in ns; 0 for a remote one, which tells none."""
     file = open_shard(corpus_dir, name)
     return file, 0 if is_remote(corpus_dir) else os.stat(Path(corpus_dir) / name).st_mtime_ns
+
+
+def read_size(corpus_dir: str | Path) -> int:
+    """Bytes of one read when a shard is read from front to back."""
+    return REMOTE_READ_BYTES if is_remote(corpus_dir) else READ_BYTES
 
 
 def write_sidecar(sidecar: Sidecar, path: Path) -> None:
