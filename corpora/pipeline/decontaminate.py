@@ -28,12 +28,12 @@ from corpora.pipeline.dedup import MAX_DISTANCE, Stage
 from corpora.pipeline.evaluation_files import evaluation_files, items
 from corpora.pipeline.judge import Judge
 from corpora.pipeline.options import option
-from corpora.pipeline.picture_hash import looks
+from corpora.pipeline.picture_hash import COLOURS, looks
 from corpora.pipeline.words import WORDS
 from mllm.errors import UserError
 from mllm.files import write_aside, write_json
 
-PICTURE = np.dtype([("shape", "<u8"), ("colour", "<i2", (3,)), ("file", "<u4")])
+PICTURE = np.dtype([("shape", "<u8"), ("colours", "<i2", (COLOURS,)), ("file", "<u4")])
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class DecontaminationOptions:
     )
     picture_hash: Literal["phash", "dhash"] = option("phash", "perceptual hash (64 bits)")
     picture_distance: int = option(4, "bits in which hashes may differ, 0 to 8")
-    picture_colour: int = option(24, "levels of 255 in which mean red, green, blue may differ")
+    picture_colours: int = option(
+        12, "levels of 255 in which a quarter's mean red, green or blue may differ"
+    )
 
     def __post_init__(self) -> None:
         if self.ngram < 1:
@@ -84,7 +86,7 @@ def decontamination_steps(
 class EvaluationIndex(PipelineStep):
     """Writes `WORK/evaluation/`: datatrove's n-gram index, the pictures, and what was read.
 
-    Memory: the n-grams of one file, and 18 bytes a picture.
+    Memory: the n-grams of one file, and about 500 bytes a picture.
     """
 
     type = "DECONT"
@@ -99,7 +101,7 @@ class EvaluationIndex(PipelineStep):
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
         read: list[dict[str, Any]] = []
         digests: dict[str, int] = {}
-        pictures: list[tuple[int, tuple[int, int, int], int]] = []
+        pictures: list[tuple[int, list[int], int]] = []
         for number, path in enumerate(self.files):
             hashes: set[int] = set()
             counts = Counter(texts=0, short_texts=0, pictures=0, broken_pictures=0)
@@ -115,7 +117,7 @@ class EvaluationIndex(PipelineStep):
                 seen = looks(item, self.options.picture_hash)
                 counts["broken_pictures"] += seen is None
                 if seen:
-                    pictures.append((seen.shape, seen.colour, number))
+                    pictures.append((seen.shape, list(seen.colours), number))
             array = np.array(sorted(hashes), np.uint64)
             with write_aside(self.folder / "ngrams" / f"{number:06d}.index.hashes", "wb") as file:
                 file.write(array.astype("<u8").tobytes())
@@ -182,10 +184,9 @@ class Contamination(Judge):
         if len(self.pictures) == 0 or (seen := looks(data, self.options.picture_hash)) is None:
             return None
         apart = np.bitwise_count(self.pictures["shape"] ^ np.uint64(seen.shape))
-        shades = np.abs(self.pictures["colour"] - np.array(seen.colour, np.int16)).max(axis=1)
-        is_close = (apart <= self.options.picture_distance) & (
-            shades <= self.options.picture_colour
-        )
+        shades = np.abs(self.pictures["colours"] - np.array(list(seen.colours), np.int16))
+        is_close = apart <= self.options.picture_distance
+        is_close &= (shades <= self.options.picture_colours).all(axis=1)
         return int(self.pictures["file"][is_close.argmax()]) if is_close.any() else None
 
 

@@ -9,7 +9,7 @@
 "Input order" is (unit, number in the unit), so what survives does not depend on the number of
 tasks. Memory: a unit's fingerprints; a block of `pairs.BLOCK` entries; 16 bytes for each record
 or image that has a duplicate (`clusters`). Disk: about 1 kB a record for MinHash with its default
-settings, 24 bytes times (distance + 2) over 2 an image for perceptual hashes.
+settings, 32 bytes times (distance + 2) over 2 an image for perceptual hashes.
 """
 
 import math
@@ -33,6 +33,7 @@ from corpora.pipeline.pairs import ExactTable, FindPairs, NearTable, Table
 from corpora.pipeline.words import WORDS
 from mllm.errors import UserError
 
+UNITS_PER_SHARE = 64  # of the tables' pairs; one task a table is enough for small corpora
 MAX_DISTANCE = 8  # bits; 45 tables, keys of 12 bits
 
 
@@ -53,7 +54,9 @@ class DedupOptions:
     )
     image_hash: Literal["phash", "dhash"] = option("phash", "perceptual hash (64 bits, imagehash)")
     image_distance: int = option(4, "bits in which hashes of duplicate images may differ, 0 to 8")
-    image_colour: int = option(24, "levels of 255 in which their mean red, green, blue may differ")
+    image_colours: int = option(
+        12, "levels of 255 in which a quarter's mean red, green or blue may differ"
+    )
     on_duplicate_image: Literal["drop_document", "drop_image"] = option(
         "drop_document", "drop documents whose images are all duplicates, or only the images"
     )
@@ -117,8 +120,7 @@ def dedup_stages(
         buckets = Buckets(signatures, near, config=options.minhash)
         stages.append(Stage("near", [buckets], options.near_buckets))
     if tables := _tables(options):
-        # One task a table is enough for small corpora; the shares only spread the work.
-        pairs = FindPairs(tables, math.ceil(num_units / 64), work_dir)
+        pairs = FindPairs(tables, math.ceil(num_units / UNITS_PER_SHARE), work_dir)
         stages.append(Stage("pairs", [pairs], pairs.num_ranks))
     return [*stages, Stage("clusters", [Clusters(work_dir)], 1)]
 
@@ -162,7 +164,11 @@ def _tables(options: DedupOptions) -> list[Table]:
         for number, (one, other) in enumerate(combinations(blocks, 2)):
             tables.append(
                 NearTable(
-                    f"image_look_{number:02d}", "image", one | other, distance, options.image_colour
+                    f"image_look_{number:02d}",
+                    "image",
+                    one | other,
+                    distance,
+                    options.image_colours,
                 )
             )
     return tables

@@ -18,11 +18,13 @@ from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from corpora.pipeline.pairs import ENTRY, NearTable, Table, table_path
-from corpora.pipeline.picture_hash import looks
+from corpora.pipeline.picture_hash import COLOURS, looks
 from corpora.pipeline.record import LAYOUT
 from mllm.files import write_aside
 
-_PACK = struct.Struct("<QQ3BxI")  # an ENTRY whose key is 16 bytes of digest, or the hash twice
+_PACK = struct.Struct(
+    f"<QQ{COLOURS}sI"
+)  # an ENTRY whose key is 16 bytes of digest, or the hash twice
 
 
 class Fingerprints(PipelineStep):
@@ -55,7 +57,7 @@ class Fingerprints(PipelineStep):
                         digest = hashlib.blake2b(encoded, digest_size=16).digest()
                         image_bytes += _digest_entry(digest, num_images)
                     if has_looks and (seen := looks(encoded, self.image_hash)):
-                        image_looks += _PACK.pack(seen.shape, seen.shape, *seen.colour, num_images)
+                        image_looks += _PACK.pack(seen.shape, seen.shape, seen.colours, num_images)
                     num_images += 1
                 image_counts.append(len(record.media))
                 self.stat_update("total")
@@ -101,4 +103,4 @@ def _utf8(text: str) -> bytes:
 
 def _digest_entry(digest: bytes, place: int) -> bytes:
     key, check = struct.unpack("<QQ", digest)
-    return _PACK.pack(key, check, 0, 0, 0, place)
+    return _PACK.pack(key, check, b"", place)

@@ -20,17 +20,19 @@ from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from numba import njit
 
+from corpora.pipeline.picture_hash import COLOURS
 from mllm.files import write_aside
 
 ENTRY = np.dtype(
-    [("key", "<u8"), ("check", "<u8"), ("colour", "u1", (3,)), ("pad", "u1"), ("place", "<u4")]
-)
+    [("key", "<u8"), ("check", "<u8"), ("colours", "u1", (COLOURS,)), ("place", "<u4")]
+)  # 32 bytes
 BLOCK = 4_000_000  # entries compared at a time; about 400 MB
 SAMPLE = 65_536  # keys from which the ranges of blocks are drawn
 # More pictures of one key than this are only compared with their WINDOW neighbours by hash: a
 # hash that so many pictures share (blank pages) tells little, and all pairs would take for ever.
 GROUP, WINDOW = 20_000, 256
 PAIRS = 1_000_000  # pairs found before they are written
+COLUMNS = ("c0", "c1", "c2")  # the 12 colours of an entry as three uint32, to sort by
 _END = 2**64 - 1  # the last range goes on to this key, inclusive
 
 
@@ -50,7 +52,7 @@ class NearTable:
     kind: str
     mask: int
     distance: int  # bits
-    colour: int  # levels of 255
+    tolerance: int  # levels of 255, in each colour of each quarter
 
 
 Table = ExactTable | NearTable
@@ -93,7 +95,7 @@ class FindPairs(PipelineStep):
         self, file: IO[bytes], table: NearTable, block: np.ndarray, is_first_look: bool
     ) -> None:
         # Equal ones first, once: a picture that stands there a million times is compared as one.
-        same = _same(block, ("key", "check", "rgb"))
+        same = _same(block, ("key", "check", *COLUMNS))
         if is_first_look:
             _write(file, block, _firsts(same), np.flatnonzero(same))
         block = block[~same]
@@ -108,22 +110,22 @@ class FindPairs(PipelineStep):
             reach,
         )
         found = np.empty((PAIRS, 2), np.int64)
-        colour = np.ascontiguousarray(block["colour"])
+        colours = np.ascontiguousarray(block["colours"])
         check = np.ascontiguousarray(block["check"])
         one = other = 0
         while one < len(block):
             one, other, count = _close(
-                check, colour, reach, table.distance, table.colour, one, other, found
+                check, colours, reach, table.distance, table.tolerance, one, other, found
             )
             _write(file, block, found[:count, 0], found[:count, 1])
 
     def _blocks(self, table: Table, share: int) -> Iterator[np.ndarray]:
-        """Entries of this share, a range of keys at a time, with `unit` and `rgb`, sorted."""
+        """Entries of this share, a range of keys at a time, with `unit` and COLUMNS, sorted."""
         paths = sorted((self.work_dir / "tables" / table.name).glob("*.bin"))
         for low, high in self._ranges(paths, share):
             parts = [_read_range(path, low, high) for path in paths]
             block = np.concatenate(parts)
-            order = [block[name] for name in ("place", "unit", "rgb", "check", "key")]
+            order = [block[name] for name in ("place", "unit", *COLUMNS, "check", "key")]
             yield block[np.lexsort(order)]
 
     def _ranges(self, paths: list[Path], share: int) -> list[tuple[int, int]]:
@@ -149,16 +151,19 @@ def _open(path: Path) -> np.ndarray:
 
 
 def _read_range(path: Path, low: int, high: int) -> np.ndarray:
-    """A unit's entries with low <= key < high, its number, and the colour as one number `rgb`."""
+    """A unit's entries with low <= key < high, its number, and its colours as COLUMNS."""
     mapped = _open(path)
     # Not np.searchsorted: it would copy the whole column first.
-    start = bisect_left(mapped["key"], low)
-    stop = len(mapped) if high == _END else bisect_left(mapped["key"], high)
-    wide = np.empty(stop - start, ENTRY.descr + [("unit", "<u4"), ("rgb", "<u4")])
+    keys = mapped["key"]
+    start = bisect_left(keys, low)
+    stop = len(keys) if high == _END else bisect_left(keys, high)
+    wide = np.empty(stop - start, ENTRY.descr + [(n, "<u4") for n in ("unit", *COLUMNS)])
     for name in ENTRY.names or ():
         wide[name] = mapped[name][start:stop]
     wide["unit"] = int(path.stem)
-    wide["rgb"] = wide["colour"].astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+    columns = np.ascontiguousarray(wide["colours"]).view("<u4")  # (N, 3)
+    for number, name in enumerate(COLUMNS):
+        wide[name] = columns[:, number]
     return wide
 
 
@@ -182,7 +187,7 @@ def _write(file: IO[bytes], block: np.ndarray, one: np.ndarray, other: np.ndarra
 
 
 @njit(cache=True)
-def _close(check, colour, reach, distance, tolerance, one, other, found):  # type: ignore[no-untyped-def]
+def _close(check, colours, reach, distance, tolerance, one, other, found):  # type: ignore[no-untyped-def]
     """Fills `found` with close pairs from (one, other) on; gives where to go on, and how many."""
     count = 0
     for i in range(one, len(check)):
@@ -194,11 +199,11 @@ def _close(check, colour, reach, distance, tolerance, one, other, found):  # typ
                 apart += 1
             if apart > distance:
                 continue
-            if (
-                abs(np.int64(colour[i, 0]) - np.int64(colour[j, 0])) > tolerance
-                or abs(np.int64(colour[i, 1]) - np.int64(colour[j, 1])) > tolerance
-                or abs(np.int64(colour[i, 2]) - np.int64(colour[j, 2])) > tolerance
-            ):
+            is_close = True
+            for k in range(colours.shape[1]):
+                shade = np.int64(colours[i, k]) - np.int64(colours[j, k])
+                is_close = is_close and abs(shade) <= tolerance
+            if not is_close:
                 continue
             if count == len(found):
                 return i, j, count
