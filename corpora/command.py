@@ -1,4 +1,4 @@
-"""`mllm corpora demo | index | lint | stats`."""
+"""`mllm corpora demo | import | index | lint | stats`."""
 
 import argparse
 import contextlib
@@ -15,6 +15,7 @@ EXAMPLES = """\
 examples:
   mllm corpora demo --out runs/demo/corpus
   mllm corpora demo --out runs/other/corpus --exclude names.txt
+  mllm corpora import pairs captions_train2017.json --image-dir train2017 --out runs/coco
   mllm corpora index /data/cc3m --index-dir /scratch/cc3m-index
   mllm corpora lint runs/demo/corpus/pairs/train
   mllm corpora stats runs/demo/corpus/interleaved/train --json
@@ -23,7 +24,9 @@ examples:
 
 def build_parser() -> Parser:
     parser = Parser(prog="mllm corpora", description=__doc__, epilog=EXAMPLES)
-    verbs = parser.add_subparsers(dest="verb", metavar="demo|index|lint|stats", required=True)
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="demo|import|index|lint|stats", required=True
+    )
 
     demo = verbs.add_parser(
         "demo",
@@ -47,6 +50,10 @@ def build_parser() -> Parser:
     )
     demo.add_argument("--small", action="store_true", help="a few hundred samples of each kind")
 
+    verbs.add_parser(
+        "import",
+        help="foreign corpora to shards, index and report: mllm corpora import --help",
+    )
     for name, text in (
         ("index", "rebuild the index of a folder of tar shards (ours, img2dataset's, others')"),
         ("lint", "read and decode every sample; exit code 2 if training would mask one"),
@@ -65,6 +72,11 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["import"]:
+        from corpora import import_command  # datatrove, which the other verbs do without
+
+        with _disk_errors():
+            return import_command.main(argv[1:])
     arguments = build_parser().parse_args(argv)
     run = {"demo": _demo, "index": _index, "lint": _lint, "stats": _stats}[arguments.verb]
     with stdout_is_json() if arguments.json else contextlib.nullcontext(), _disk_errors():
