@@ -8,23 +8,22 @@ INDEX_DIR is `CORPUS_DIR/index` unless shards are read-only or remote and anothe
 """
 
 import itertools
-import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from corpora.consolidate import consolidate
 from corpora.sidecar import (
     ShardSummary,
-    Sidecar,
     index_shard,
     open_stamped,
     read_sidecar,
     read_summary,
+    sidecar_path,
     write_sidecar,
 )
 from corpora.storage import is_remote, list_shards
+from corpora.workers import each_shard
 from mllm.command import progress
 from mllm.errors import UserError
 
@@ -63,13 +62,14 @@ def build_index(
         (index_dir / "shards").mkdir(parents=True, exist_ok=True)
         summaries = list(
             progress(
-                _summaries(corpus_dir, index_dir, names, workers),
+                each_shard(partial(_summary, corpus_dir, index_dir), names, workers),
                 "indexing shards",
                 total=len(names),
                 num_bytes=lambda summary: summary.size,
             )
         )
-        consolidate((_sidecar(index_dir, s) for s in summaries), summaries, index_dir)
+        sidecars = (read_sidecar(sidecar_path(index_dir, s.name), s) for s in summaries)
+        consolidate(sidecars, summaries, index_dir)
         _remove_strays(index_dir, set(names))
     except PermissionError as error:
         raise UserError(f"{error.filename}: not writable; name another with --index-dir") from None
@@ -77,28 +77,9 @@ def build_index(
     return list(itertools.islice(problems, PROBLEMS))
 
 
-def _summaries(
-    corpus_dir: str | Path, index_dir: Path, names: Sequence[str], workers: int
-) -> Iterator[ShardSummary]:
-    if workers == 1:
-        for name in names:
-            yield _summary(corpus_dir, index_dir, name)
-        return
-    # Spawned, since a fork copies the locks of threads that a caller may have.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(names)), context) as pool:
-        try:
-            yield from pool.map(
-                _summary, itertools.repeat(corpus_dir), itertools.repeat(index_dir), names
-            )
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
 def _summary(corpus_dir: str | Path, index_dir: Path, name: str) -> ShardSummary:
     """Of one shard: from its sidecar while the shard is unchanged, else by reading it."""
-    path = _sidecar_path(index_dir, name)
+    path = sidecar_path(index_dir, name)
     known = read_summary(path)
     if known is not None:
         file, mtime_ns = open_stamped(corpus_dir, name)
@@ -107,14 +88,6 @@ def _summary(corpus_dir: str | Path, index_dir: Path, name: str) -> ShardSummary
     sidecar = index_shard(corpus_dir, name)
     write_sidecar(sidecar, path)
     return sidecar.summary
-
-
-def _sidecar_path(index_dir: Path, name: str) -> Path:
-    return index_dir / "shards" / f"{name}.npz"
-
-
-def _sidecar(index_dir: Path, summary: ShardSummary) -> Sidecar:
-    return read_sidecar(_sidecar_path(index_dir, summary.name), summary)
 
 
 def _remove_strays(index_dir: Path, names: set[str]) -> None:

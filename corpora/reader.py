@@ -15,7 +15,7 @@ import numpy as np
 from corpora.document import Document, from_members
 from corpora.index import default_index_dir
 from corpora.ragged import Ragged, load_array
-from corpora.sidecar import VERSION, hash64
+from corpora.sidecar import VERSION, hash64, url_hash
 from corpora.storage import ShardFile, is_remote, list_shards, open_shard, shard_label
 from corpora.tar import TAR_BLOCK
 from mllm.errors import UserError
@@ -99,6 +99,10 @@ class Corpus:
         """File name of the shard that holds sample `i`."""
         return self._shards[bisect_right(self._shard_starts, i) - 1]
 
+    def url_hash(self, i: int) -> int:
+        """64 bits of the sample's `url`, as `corpora.sidecar.url_hash` gives them; 0 without."""
+        return int(self._url_hashes[i])
+
     def samples_of(self, shard: int) -> range:
         """Numbers of the samples of a shard, by its place in `shards`."""
         return range(self._shard_starts[shard], self._shard_starts[shard + 1])
@@ -151,9 +155,7 @@ class Corpus:
         """
         keys, contents = set(keys), {_content(value) for value in hashes}
         by_key = _positions(self._key_hashes, [hash64(key.encode()) for key in keys])
-        by_url = _positions(
-            self._url_hashes, [hash64(url.encode("utf-8", "surrogatepass")) for url in urls]
-        )
+        by_url = _positions(self._url_hashes, [url_hash(url) for url in urls])
         by_content = _positions(
             self.content_hashes.view(np.uint64)[:, 0],
             [int.from_bytes(content[:8], "little") for content in contents],

@@ -83,7 +83,7 @@ class ShardDescriber:
     """Collects a shard's samples into a sidecar.
 
     for sample in read_samples(file):
-        describer.add(sample)
+        describer.add(sample, spell(sample))
     sidecar = describer.sidecar()
     """
 
@@ -96,26 +96,28 @@ class ShardDescriber:
         self._extensions: dict[str, int] = {}
         self._num_bad, self._problems = 0, list[str]()
 
-    def add(self, sample: TarSample) -> Document | None:
-        """Describes one more sample; its document, or None if its content spells none."""
-        document, problems = None, list(sample.faults)
-        try:
-            document = from_members(sample.key, sample.members)
-        except BadSample as error:
-            problems.append(str(error))
+    def add(self, sample: TarSample, document: Document | BadSample) -> None:
+        """Describes one more sample, given what `spell` made of it."""
+        problems = list(sample.faults)
+        if isinstance(document, BadSample):
+            problems.append(str(document))
             self._num_bad += 1
         self._problems += problems[: PROBLEMS - len(self._problems)]
         key = sample.key.encode()
-        images = document.images if document else ()
+        images: tuple[bytes, ...] = ()
+        text_bytes, url = 0, None
+        if isinstance(document, Document):
+            images, text_bytes = document.images, document.text_bytes
+            url = document.meta.get("url")
         self._samples.append(
             (
                 len(sample.places),
                 len(key),
                 len(images),
-                min(document.text_bytes, (1 << 32) - 1) if document else 0,
+                min(text_bytes, (1 << 32) - 1),
                 content_hash(sample.members),
                 hash64(key),
-                _url_hash(document),
+                url_hash(url) if isinstance(url, str) else 0,
             )
         )
         self._keys.append(key)
@@ -125,7 +127,6 @@ class ShardDescriber:
         for extension, (offset, size) in sample.places.items():
             number = self._extensions.setdefault(extension, len(self._extensions))
             self._members.append((number, offset // TAR_BLOCK, size))
-        return document
 
     def sidecar(self) -> Sidecar:
         samples = np.array(self._samples, SAMPLE)
@@ -150,13 +151,21 @@ class ShardDescriber:
         )
 
 
+def spell(sample: TarSample) -> Document | BadSample:
+    """The document that a sample spells, or why it spells none."""
+    try:
+        return from_members(sample.key, sample.members)
+    except BadSample as error:
+        return error
+
+
 def index_shard(corpus_dir: str | Path, name: str) -> Sidecar:
     """Reads a whole shard and describes its samples. UserError when it is no whole tar."""
     file, mtime_ns = open_stamped(corpus_dir, name)
     describer = ShardDescriber(name, file.size, mtime_ns)
     try:
         for sample in read_samples(file, read_size(corpus_dir)):
-            describer.add(sample)
+            describer.add(sample, spell(sample))
     except BrokenTar as error:
         raise UserError(
             f"{shard_label(corpus_dir, name)}: not a whole tar shard ({error}); fetch or write it "
@@ -174,6 +183,10 @@ def open_stamped(corpus_dir: str | Path, name: str) -> tuple[ShardFile, int]:
 def read_size(corpus_dir: str | Path) -> int:
     """Bytes of one read when a shard is read from front to back."""
     return REMOTE_READ_BYTES if is_remote(corpus_dir) else READ_BYTES
+
+
+def sidecar_path(index_dir: Path, name: str) -> Path:
+    return index_dir / "shards" / f"{name}.npz"
 
 
 def write_sidecar(sidecar: Sidecar, path: Path) -> None:
@@ -225,6 +238,6 @@ def hash64(value: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little") or 1
 
 
-def _url_hash(document: Document | None) -> int:
-    url = document.meta.get("url") if document else None
-    return hash64(url.encode("utf-8", "surrogatepass")) if isinstance(url, str) else 0
+def url_hash(url: str) -> int:
+    """64 bits of a URL, which in a JSON member may hold what UTF-8 cannot spell."""
+    return hash64(url.encode("utf-8", "surrogatepass"))

@@ -10,8 +10,6 @@ import pytest
 
 from corpora.command import main
 from corpora.document import Document, ImageSegment, TextSegment
-from corpora.index import build_index
-from corpora.lint import lint
 from corpora.shards import ShardWriter
 from corpora.stats import stats
 from mllm.errors import UserError
@@ -31,7 +29,7 @@ def mllm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_truncated_shard_is_one_line_and_exit_code_two(corpus_dir):
     os.truncate(corpus_dir / "shard-000001.tar", 3000)
-    for verb in ("index", "lint", "stats"):
+    for verb in ("index", "stats"):
         result = mllm(verb, corpus_dir)
         assert result.returncode == 2
         assert result.stdout == ""
@@ -44,42 +42,6 @@ def test_json_is_one_object_on_stdout(corpus_dir):
     result = mllm("stats", corpus_dir, "--json")
     assert result.returncode == 0
     assert json.loads(result.stdout)["samples"] == 25
-
-
-def test_lint_names_every_planted_fault(tmp_path, capsys):
-    image = square("red")
-    members = [
-        ("good.png", image),
-        ("good.txt", b"red"),
-        ("cut.png", image[:40]),
-        ("cut.txt", b"cut"),
-        ("latin.txt", b"\xe9"),
-        ("empty.txt", b""),
-        ("twin.png", image),
-        ("twin.txt", b"red"),
-        ("good.txt", b"again"),
-    ]
-    write_tar(tmp_path / "a.tar", members)
-    build_index(tmp_path)
-    report = lint(tmp_path)
-    assert report.errors == {"broken picture": 1, "no document": 1, "empty": 1}
-    assert report.warnings == {"same content": 1, "duplicate key": 1}
-    assert any("a.tar cut: broken picture: image 0" in example for example in report.examples)
-    assert main(["lint", str(tmp_path)]) == 2
-    assert "error: broken picture: 1" in capsys.readouterr().out
-
-
-def test_lint_sees_content_changed_behind_the_index(corpus_dir):
-    shard = corpus_dir / "shard-000000.tar"
-    data = shard.read_bytes()
-    assert b"square 0" in data
-    shard.write_bytes(data.replace(b"square 0", b"SQUARE 0"))
-    assert lint(corpus_dir).errors == {"index is stale": 1}
-
-
-def test_a_good_corpus_passes(corpus_dir, capsys):
-    assert main(["lint", str(corpus_dir)]) == 0
-    assert "every sample can be used" in capsys.readouterr().out
 
 
 def test_stats_count_what_is_there(tmp_path):

@@ -1,0 +1,38 @@
+"""The same work over every shard, in this process or in several."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from mllm.errors import UserError
+
+Result = TypeVar("Result")
+
+
+def each_shard(
+    work: Callable[[str], Result], names: Sequence[str], workers: int
+) -> Iterator[Result]:
+    """Yields `work(name)` of each shard in order; the first error ends it.
+
+    Args:
+        work: Can be pickled where there are several workers.
+        names: Of shards.
+        workers: Processes; 1 stays in this one.
+    """
+    if workers == 1 or len(names) == 1:
+        yield from map(work, names)
+        return
+    # Spawned, since a fork copies the locks of threads that a caller may have.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(names)), context) as pool:
+        try:
+            yield from pool.map(work, names)
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed, by want of memory perhaps; run again, what is done "
+                "is kept, with fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
