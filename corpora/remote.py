@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache as cached
 from itertools import groupby, islice, pairwise
@@ -63,6 +64,7 @@ class RemoteShard:
         self.url = url
         self.settings = settings or RemoteSettings.from_environment()
         self.size, self._version = stat_object(url, self.settings)
+        self.stamp = zlib.crc32(self._version.encode())
         identity = f"{url}\n{self.size}\n{self._version}\n{self.settings.chunk_bytes}"
         # A hash, since the cache outlives the run and its file names should tell nobody anything.
         # An object without any version is never found again: it may have been replaced.

@@ -17,6 +17,7 @@ class ShardFile(Protocol):
     """An open shard. Safe for threads; closes with its last reference."""
 
     size: int  # bytes
+    stamp: int  # another one when the shard was written again: its time in ns, or from its ETag
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes at `offset`.
@@ -128,7 +129,8 @@ class LocalShard:
         self.path = path
         self._handle = -1
         self._handle = os.open(path, os.O_RDONLY)
-        self.size = os.fstat(self._handle).st_size
+        status = os.fstat(self._handle)
+        self.size, self.stamp = status.st_size, status.st_mtime_ns
 
     def __del__(self) -> None:
         if self._handle >= 0:
