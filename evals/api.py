@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from corpora.document import ImageSegment, Segment, TextSegment
+from mllm.candidate import CandidateScore as CandidateScore
 
 Separator = Literal["eos", "newline", "none"]
 Resize = Literal["crop", "squash"]
@@ -106,17 +107,6 @@ class RollingRequest:
 
 
 Request = RankRequest | GenerateRequest | RollingRequest
-
-
-@dataclass(frozen=True)
-class CandidateScore:
-    """Log-likelihood of one candidate (nats, summed) and its lengths without the joining space."""
-
-    text: str
-    ll: float
-    num_tokens: int
-    num_chars: int
-    num_bytes: int
 
 
 @dataclass(frozen=True)

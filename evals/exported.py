@@ -55,17 +55,13 @@ class ExportedModel:
 
     def loglikelihood(self, requests: Sequence[RankRequest]) -> list[list[CandidateScore]]:
         """Each request's candidates scored after its prompt, pictures and prompt computed once."""
-        scored = rank_candidates(
+        return rank_candidates(
             self.model,
             self.processor,
             [flatten(request.prompt) for request in requests],
             [list(request.candidates) for request in requests],
             batch_size=len(requests),
         )
-        return [
-            [CandidateScore(c.text, c.ll, c.num_tokens, c.num_chars, c.num_bytes) for c in row]
-            for row in scored
-        ]
 
     @torch.inference_mode()
     def generate_until(self, requests: Sequence[GenerateRequest]) -> list[Generated]:

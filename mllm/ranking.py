@@ -10,6 +10,7 @@ import torch
 from transformers import Cache, DynamicCache
 
 from corpora.document import ImageSegment, TextSegment
+from mllm.candidate import CandidateScore
 from mllm.errors import UserError
 from mllm.hf.modeling_mllm import MllmForConditionalGeneration
 from mllm.hf.processing_mllm import (
@@ -23,21 +24,7 @@ from mllm.hf.processing_mllm import (
 # A document's segments, with `</s>` between exemplars.
 Segment = TextSegment | ImageSegment | Mark
 
-__all__ = ["END_OF_DOCUMENT", "CandidateScore", "Segment", "rank_candidates"]
-
-
-@dataclass(frozen=True)
-class CandidateScore:
-    """Log-likelihood of one candidate (nats, summed) and its lengths, for `evals.scoring`.
-
-    Characters and UTF-8 bytes are counted without the joining space.
-    """
-
-    text: str
-    ll: float
-    num_tokens: int
-    num_chars: int
-    num_bytes: int
+__all__ = ["END_OF_DOCUMENT", "Segment", "rank_candidates"]
 
 
 @dataclass(frozen=True)

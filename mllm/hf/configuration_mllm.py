@@ -12,7 +12,8 @@ from tokenizer.specials import BOI_ID, BOS_ID, EOI_ID, EOS_ID, PAD_ID, SLOT_ID
 class MllmConfig(PreTrainedConfig):
     """Fields of `ModelConfig` under their own names, and the ids that the processor places.
 
-    `transformers`' names (`hidden_size`, `num_hidden_layers`, ...) reach the same values.
+    `transformers`' names (`hidden_size`, `num_hidden_layers`, ...) reach the same values. Fields
+    that are not declared here come from `ModelConfig`, defaults included.
     """
 
     model_type = "mllm"
@@ -30,12 +31,6 @@ class MllmConfig(PreTrainedConfig):
     num_layers: int = 24
     num_heads: int = 32
     ffn_dim: int = 8192
-    position: str = "xpos"
-    num_latents: int = 64
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    layer_norm_eps: float = 1e-5
-    init: str = "xavier"
     vision: dict[str, Any] | None = None  # `VisionConfig`, field by field
     tie_word_embeddings: bool = True
     image_token_id: int = SLOT_ID  # stands at each image position; what `generate` looks for
@@ -48,7 +43,9 @@ class MllmConfig(PreTrainedConfig):
     def __post_init__(self, **settings: Any) -> None:
         if self.vision is None:
             self.vision = dataclasses.asdict(VisionConfig())
-        super().__post_init__(**settings)
+        declared = {field.name for field in dataclasses.fields(self)}
+        defaults = {k: v for k, v in ModelConfig().to_dict().items() if k not in declared}
+        super().__post_init__(**{**defaults, **settings})
 
     def to_model_config(self) -> ModelConfig:
         """What `MultimodalModel` is built from."""
