@@ -2,13 +2,13 @@
 
     INDEX_DIR/shards/shard-000000.tar.npz
 
-A sidecar is used again while its shard keeps size and modification time (remote shards: size), so
-indexing anew reads only what changed, and an interrupted indexing goes on where it stopped.
+A sidecar is used again while its shard keeps size and modification time (remote shards: size and
+ETag), so indexing anew reads only what changed, and an interrupted indexing goes on where it
+stopped.
 """
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class ShardSummary:
 
     name: str
     size: int  # bytes of the tar
-    mtime_ns: int  # 0 for remote shards
+    mtime_ns: int  # or the stamp of a remote shard
     num_samples: int
     num_bad_samples: int
     num_members: int
@@ -175,9 +175,9 @@ def index_shard(corpus_dir: str | Path, name: str) -> Sidecar:
 
 
 def open_stamped(corpus_dir: str | Path, name: str) -> tuple[ShardFile, int]:
-    """An open shard and its modification time in ns; 0 for a remote one, which tells none."""
+    """An open shard and its stamp: modification time in ns, of a remote one a sum of its ETag."""
     file = open_shard(corpus_dir, name)
-    return file, 0 if is_remote(corpus_dir) else os.stat(Path(corpus_dir) / name).st_mtime_ns
+    return file, file.stamp
 
 
 def read_size(corpus_dir: str | Path) -> int:

@@ -1,7 +1,9 @@
 """Remote shards read like local ones: bytes, requests, versions."""
 
+import io
 import os
 import random
+import tarfile
 from pathlib import Path
 
 import fsspec
@@ -10,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpora.chunk_cache import ChunkCache
+from corpora.index import build_index
+from corpora.reader import Corpus
 from corpora.remote import RemoteShard
+from corpora.sidecar import content_hash
 from corpora.storage import list_shards, open_shard
 from corpora.transfer import RemoteSettings, transfer_report
 from mllm.errors import UserError
@@ -204,3 +209,18 @@ def test_settings_come_from_the_environment(monkeypatch, tmp_path):
     assert (found.cache_dir, found.cache_bytes) == (tmp_path / "shards", 1 << 29)
     assert found.storage_options == {"s3": {"anon": True}}
     assert "anon" not in repr(found)
+
+
+def test_a_remote_shard_replaced_by_one_as_long_is_indexed_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLLM_CACHE", str(tmp_path / "cache"))
+    for text in (b"one", b"two"):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            info = tarfile.TarInfo("a.txt")
+            info.size = 3
+            tar.addfile(info, io.BytesIO(text))
+        put("/anew/0.tar", file.getvalue())
+        build_index("memory://anew", tmp_path / "index")
+        corpus = Corpus("memory://anew", tmp_path / "index")
+        assert corpus.members(0) == {"txt": text}
+        assert corpus.content_hashes.tobytes() == content_hash({"txt": text})
