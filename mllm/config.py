@@ -14,6 +14,7 @@ from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from mllm.errors import UserError
 from mllm.model.config import ModelConfig
+from mllm.stream.state import parse_windows
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -40,15 +41,28 @@ class DataConfig:
     mixture: list[SourceConfig] = field(default_factory=list)
     validation: list[SourceConfig] = field(default_factory=list)
     unit: Literal["tokens", "rows"] = "tokens"  # what the weights are shares of
-    index_dir: str | None = None  # where indexes lie when the shards' folder is read-only
+    # Where indexes lie when the shards' folders are read-only: in NAME for a source of the mixture,
+    # in validation/NAME for one of validation.
+    index_dir: str | None = None
     resize: Literal["crop", "squash"] = "squash"  # how a picture becomes square
     augment: bool = False  # random shift, scale, turn and colour, drawn from (seed, sample, epoch)
     num_workers: NonNegativeInt = 2  # loader processes per rank; 0: one thread of the trainer's own
+    score_image_start: bool = False  # predicting <image> counts in the loss; </image> never does
+    # Stream steps that are never trained: "1000:1010" leaves out 1000 to 1009. They are the steps
+    # of metrics.jsonl less one, plus what earlier windows leave out.
+    exclude_steps: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)  # takedown lists (mllm/stream/takedown.py)
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.mixture]
         if len(set(names)) != len(names):
             raise ValueError(f"data.mixture names a source twice: {names}")
+        parse_windows(self.exclude_steps)
+
+    def index_of(self, name: str, *, is_validation: bool = False) -> str | None:
+        """Where the index of a source lies; None: beside its shards."""
+        part = "validation/" if is_validation else ""
+        return self.index_dir and f"{self.index_dir}/{part}{name}"
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,9 @@ ALLOWED_ON_RESUME = {
     "run_dir",
     "init_from",  # read at step 0 only
     "data.num_workers",
+    "data.index_dir",
+    "data.exclude_steps",  # from the resume point on; the stream refuses others
+    "data.exclude",
     "train.micro_batch_size",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -135,7 +152,12 @@ ALLOWED_ON_RESUME = {
     "train.max_bad_samples",
     "train.tensorboard",
 }
-WARNED_ON_RESUME = {"train.num_steps": "the learning-rate schedule bends here"}
+WARNED_ON_RESUME = {
+    "train.num_steps": "the learning-rate schedule bends here",
+    "data.mixture": "the run goes on with another mixture",
+    "data.unit": "the weights share out something else from here on",
+    "seed": "dropout changes here, the order of each source from its next epoch on",
+}
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:

@@ -58,5 +58,9 @@ class Contrastive(nn.Module):
         """
         dtype = self.model.image_projection.weight.dtype
         return self.model(
-            normalise(batch.pixels).to(dtype), batch.token_ids, batch.lengths, batch.caption_ids
+            normalise(batch.pixels).to(dtype),
+            batch.token_ids,
+            batch.lengths,
+            batch.caption_ids,
+            batch.is_used,
         )

@@ -21,6 +21,7 @@ from mllm.config import (
 )
 from mllm.errors import UserError
 from mllm.files import write_aside
+from mllm.stream.state import StreamState
 
 
 def continue_folder(run_dir: Path, config: Config, precision: Precision) -> Config:
@@ -59,18 +60,17 @@ def continue_folder(run_dir: Path, config: Config, precision: Precision) -> Conf
     return config
 
 
-def check_stream(run_dir: Path, state: dict[str, Any]) -> None:
-    """Refuses to go on with other data: the steps before and after would not be one run.
-
-    Raises:
-        UserError: corpus, tokenizer or packing differ from what the run began with.
-    """
-    before = json.loads((run_dir / "stream.json").read_text(encoding="utf-8"))
-    if before["fingerprint"] != state["fingerprint"]:
+def read_stream_state(run_dir: Path) -> StreamState:
+    """What `stream.json` of a run says. UserError where it is missing or damaged."""
+    path = run_dir / "stream.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"the corpus, the tokenizer or the packing changed since {run_dir} began (stream "
-            f"{before['fingerprint']}, now {state['fingerprint']}); choose another run_dir"
-        )
+            f"{path}: cannot be read ({error}); without it nobody knows which data the run has "
+            "seen: bring it back, or choose another run_dir"
+        ) from None
+    return StreamState.from_json(value, str(path))
 
 
 def _plain(value: Any) -> Any:

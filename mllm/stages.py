@@ -19,7 +19,8 @@ from mllm.objectives import Contrastive, LanguageModelling
 from mllm.stream.augment import augment
 from mllm.stream.batch import Batch
 from mllm.stream.pairs import PairBatch, PairStream
-from mllm.stream.stream import Source, TokenStream
+from mllm.stream.source import Source
+from mllm.stream.stream import TokenStream, stream_settings
 from tokenizer.tokenizer import Tokenizer
 
 # A stage validates with a function from the engine to named scores.
@@ -80,11 +81,12 @@ def _pretrain(config: Config) -> Stage:
             float(batch.token_ids.numel()),
             float((batch.document_ids >= 0).sum()),
             float(batch.num_images),
+            float(batch.num_excluded),
         ]
 
     def summary(values: list[float]) -> dict[str, Any]:
         losses, counts = values[: len(names)], values[len(names) : 2 * len(names)]
-        tokens, useful, images = values[2 * len(names) :]
+        tokens, useful, images, excluded = values[2 * len(names) :]
         return {
             "loss": sum(losses) / max(1.0, sum(counts)),
             "loss_by_source": {
@@ -98,13 +100,14 @@ def _pretrain(config: Config) -> Stage:
             "useful_tokens": int(useful),
             "padding": round(1 - useful / tokens, 5),
             "images": int(images),
+            "excluded_samples": int(excluded),
         }
 
     return Stage(
         objective=LanguageModelling(model),
         stream=stream,
         model_config=config.model.to_dict(),
-        num_totals=2 * len(names) + 3,
+        num_totals=2 * len(names) + 4,
         count=lambda batch: int(batch.loss_mask.sum()),
         totals=totals,
         summary=summary,
@@ -125,17 +128,11 @@ def _token_loss(config: Config) -> Validate:
     """Nats per scored token of each validation source, over the same rows every time."""
 
     def stream_of(source: SourceConfig) -> TokenStream:
-        return TokenStream(
-            [Source(source.name, source.path, 1.0)],
-            Tokenizer(config.tokenizer),
-            seq_len=config.model.seq_len,
-            num_latents=config.model.num_latents,
-            global_batch_size=_validation_rows(config),
-            seed=0,
-            image_size=config.model.vision.image_size,
-            resize=config.data.resize,
-            index_dir=config.data.index_dir,
-        )
+        settings = stream_settings(config)
+        settings.update(global_batch_size=_validation_rows(config), seed=0, excluded_steps=())
+        if config.data.index_dir:
+            settings["index_dir"] = f"{config.data.index_dir}/validation"
+        return TokenStream([Source(source.name, source.path, 1.0)], **settings)
 
     streams = {source.name: stream_of(source) for source in config.data.validation}
 
@@ -183,23 +180,24 @@ def _vision(config: Config) -> Stage:
 
     def totals(batch: PairBatch, losses: torch.Tensor) -> list[float]:
         loss, right = losses.sum(1).tolist()
-        return [loss, right, float(len(batch.rows))]
+        return [loss, right, float(batch.is_used.sum()), float(batch.num_excluded)]
 
     def summary(values: list[float]) -> dict[str, Any]:
-        loss, right, images = values
+        loss, right, images, excluded = values
         return {
-            "loss": loss / images,
-            "accuracy": right / images,
+            "loss": loss / max(1.0, images),
+            "accuracy": right / max(1.0, images),
             "temperature": float(torch.exp(-model.logit_scale.detach().float())),
             "images": int(images),
+            "excluded_samples": int(excluded),
         }
 
     return Stage(
         objective=Contrastive(model),
         stream=stream,
         model_config={"vision": config.to_dict()["model"]["vision"]},
-        num_totals=3,
-        count=lambda batch: len(batch.rows),
+        num_totals=4,
+        count=lambda batch: int(batch.is_used.sum()),
         totals=totals,
         summary=summary,
         prepare=_prepare(config),
@@ -215,9 +213,7 @@ def _zero_shot(config: Config, stream: PairStream) -> Validate:
     """
     queries = []
     for source in config.data.validation:
-        corpus = Corpus(
-            source.path, config.data.index_dir and f"{config.data.index_dir}/{source.name}"
-        )
+        corpus = Corpus(source.path, config.data.index_of(source.name, is_validation=True))
         for i in np.linspace(0, len(corpus) - 1, min(len(corpus), ZERO_SHOT_QUERIES)).astype(int):
             document = corpus.document(int(i))
             candidates = [document.meta["answer"], *document.meta["distractors"]]

@@ -31,7 +31,7 @@ from mllm.files import write_json
 from mllm.metrics import MetricsLog, cut_after
 from mllm.model.init import count_parameters
 from mllm.optim import learning_rate
-from mllm.run_folder import Ledger, TerminalLine, check_stream, continue_folder
+from mllm.run_folder import Ledger, TerminalLine, continue_folder, read_stream_state
 from mllm.stages import Stage, build_stage
 from mllm.stop import STOP_FILE
 from mllm.stream.loader import Loader
@@ -64,18 +64,21 @@ def train(config: Config) -> int:
         copied, missing = checkpoint.init_from(stage.objective.model, config.init_from)
         init_note = f", {copied} tensors from {config.init_from} ({len(missing)} new)"
     engine = Engine(stage.objective, config, config.train.precision)
-    if resume_point is not None:
-        check_stream(run_dir, stage.stream.state)
-    if dist.rank() == 0:
-        write_json(run_dir / "deepspeed.json", engine.settings)
-        write_json(run_dir / "stream.json", stage.stream.state)
     dist.say(f"stage {config.stage} in {run_dir}: {_sizes(stage, engine, config)}{init_note}")
 
     state = TrainState(world_size=dist.world_size(), zero_stage=config.zero.stage)
     if resume_point is not None:
         state = checkpoint.resume(resume_point, engine)
         dist.say(f"resumed from {resume_point} at step {state.step}")
+        where = str(run_dir / "stream.json")
+        for note in stage.stream.resume(read_stream_state(run_dir), state.step, where):
+            dist.say(f"mllm: {note}")
+        dist.barrier()  # every rank has read it
+    for entry in stage.stream.unmatched_takedowns():
+        dist.say(f"mllm: data.exclude: no source has {entry}")
     if dist.rank() == 0:
+        write_json(run_dir / "deepspeed.json", engine.settings)
+        write_json(run_dir / "stream.json", stage.stream.state.to_json())
         cut_after(run_dir / "metrics.jsonl", state.step)
         cut_after(run_dir / "ledger.jsonl", state.step)
     log = MetricsLog(run_dir, is_writer=dist.rank() == 0, tensorboard=config.train.tensorboard)

@@ -10,7 +10,7 @@ from mllm.config import changed_keys, load_config, parse_config
 from mllm.engine import deepspeed_config, resolve_precision, zero_settings
 from mllm.errors import UserError
 from mllm.optim import learning_rate
-from mllm.run_folder import check_stream, continue_folder
+from mllm.run_folder import continue_folder
 
 CONFIGS = sorted((Path(__file__).parent.parent / "mllm" / "configs").glob("*.yaml"))
 MINIMAL = {"run_dir": "r", "tokenizer": "t"}
@@ -126,10 +126,3 @@ def test_the_schedule_rises_to_its_peak_and_ends_where_it_should(schedule: str) 
     assert rates[:10] == pytest.approx([0.05 * (i + 1) for i in range(10)])
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] == pytest.approx(0.5 if schedule == "constant" else 0.0)
-
-
-def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
-    (tmp_path / "stream.json").write_text('{"fingerprint": "aa"}')
-    check_stream(tmp_path, {"fingerprint": "aa"})
-    with pytest.raises(UserError, match=r"stream aa, now bb"):
-        check_stream(tmp_path, {"fingerprint": "bb"})

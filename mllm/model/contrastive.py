@@ -13,6 +13,7 @@ from torch import nn
 from mllm.model.config import VisionConfig
 from mllm.model.vision import VisionEncoder
 
+UNUSED_LOGIT = -1e9
 MAX_SCALE = math.log(100.0)  # CLIP's bound on the learnt inverse temperature
 
 
@@ -81,11 +82,12 @@ class ContrastiveModel(nn.Module):
         token_ids: torch.Tensor,
         lengths: torch.Tensor,
         caption_ids: torch.Tensor,
+        is_used: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Symmetric InfoNCE of this rank's pairs against those of all ranks.
 
         Pairs with equal `caption_ids` (two artists' pictures of one thing) are each other's
-        positives, not negatives.
+        positives, not negatives. Pairs without `is_used`, bool (B,), take no part.
 
         Returns:
             The sum over this rank's B pairs, with the gradient of the global sum (the ranks'
@@ -95,16 +97,22 @@ class ContrastiveModel(nn.Module):
         images = gather_with_grad(self.embed_images(pixels))  # (G, E)
         texts = gather_with_grad(self.embed_texts(token_ids, lengths))
         caption_ids = gather(caption_ids)
+        all_used = gather(is_used.int()).bool()  # gloo gathers no bool
         batch = len(pixels)
         first = torch_dist.get_rank() * batch if len(images) > batch else 0
         mine = slice(first, first + batch)
         scale = self.logit_scale.clamp(max=MAX_SCALE).exp().float()
-        is_positive = caption_ids[mine, None] == caption_ids  # (B, G)
-        target = is_positive / is_positive.sum(1, keepdim=True)
+        is_positive = (caption_ids[mine, None] == caption_ids) & all_used  # (B, G)
+        target = is_positive / is_positive.sum(1, keepdim=True).clamp(min=1)
         to_texts = scale * images[mine].float() @ texts.float().T  # (B, G)
         to_images = scale * texts[mine].float() @ images.float().T
+        # Finite, so that a row without any other pair has no NaN in its gradient.
+        to_texts = to_texts.masked_fill(~all_used, UNUSED_LOGIT)
+        to_images = to_images.masked_fill(~all_used, UNUSED_LOGIT)
         losses = F.cross_entropy(to_texts, target, reduction="none")
         losses = (losses + F.cross_entropy(to_images, target, reduction="none")) / 2
+        losses = losses.masked_fill(~is_used, 0.0)
+        is_positive = is_positive & is_used[:, None]
         is_right = is_positive.gather(1, to_texts.argmax(1, keepdim=True)).flatten()
         return losses.sum(), torch.stack((losses.detach(), is_right.float()))
 

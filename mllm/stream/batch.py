@@ -40,6 +40,7 @@ class Batch:
     image_seeds: list[int]  # one per real image, from (seed, sample key, epoch, image)
     rows: list[RowInfo]
     bad_samples: list[dict[str, Any]] = field(default_factory=list)  # masked here: ledger lines
+    num_excluded: int = 0  # pieces of samples that takedown lists leave out
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device`."""

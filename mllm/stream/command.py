@@ -1,15 +1,24 @@
 """`mllm stream show`: the rows that training will see, by the code that training runs."""
 
+from __future__ import annotations
+
 import dataclasses
 import re
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mllm.command import Parser, print_json, stdout_is_json
 from mllm.errors import UserError
+
+if TYPE_CHECKING:
+    from mllm.config import Config
+    from mllm.stream.stream import TokenStream
 
 EXAMPLES = """
 examples:
   mllm stream show mllm/configs/demo_cpu.yaml --steps 0:2
   mllm stream show mllm/configs/demo_cpu.yaml --steps 10000000:10000001 --world-size 2
+  mllm stream show runs/demo/pretrain --steps 100:102
   mllm stream show mllm/configs/demo_cpu.yaml --describe train.global_batch_size=16
 """
 
@@ -19,12 +28,13 @@ def main(argv: list[str]) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
     show = verbs.add_parser(
         "show",
-        usage="mllm stream show CONFIG (--steps A:B | --describe) [--world-size W] "
+        usage="mllm stream show CONFIG|RUN_DIR (--steps A:B | --describe) [--world-size W] "
         "[section.key=value ...]",
-        description="Prints one JSON object per row, in global order.",
+        description="Prints one JSON object per row, in global order. Of a run's folder: what its "
+        "steps have read, by its own stream.json, whatever the mixture is now.",
         epilog=EXAMPLES,
     )
-    show.add_argument("config", metavar="CONFIG", help="a training config")
+    show.add_argument("config", metavar="CONFIG", help="a training config, or a run's folder")
     what = show.add_mutually_exclusive_group(required=True)
     what.add_argument("--steps", metavar="A:B", help="steps A up to, not including, B")
     what.add_argument(
@@ -39,9 +49,11 @@ def main(argv: list[str]) -> int:
 
     with stdout_is_json():
         from mllm.config import load_config
+        from mllm.stream.describe import describe
         from mllm.stream.stream import TokenStream
 
-        config = load_config(arguments.config, overrides)
+        path = Path(arguments.config)
+        config = load_config(path / "config.yaml" if path.is_dir() else path, overrides)
         if config.stage == "vision":
             raise UserError(
                 f"{arguments.config}: stage vision reads pairs, it packs no rows to show"
@@ -49,10 +61,16 @@ def main(argv: list[str]) -> int:
         steps = parse_steps(arguments.steps) if arguments.steps else range(0)
         if arguments.world_size < 1:
             raise UserError(f"--world-size {arguments.world_size}: give 1 or more")
-        stream = TokenStream.from_config(config)
+        stream = stream_of_run(path, config) if path.is_dir() else TokenStream.from_config(config)
         stream.grad_accum_steps(arguments.world_size, config.train.micro_batch_size)
     if arguments.describe:
-        print_json(stream.describe())
+        print_json(
+            describe(
+                stream,
+                world_size=arguments.world_size,
+                micro_batch_size=config.train.micro_batch_size,
+            )
+        )
     for step in steps:
         for info in stream.row_infos(
             step,
@@ -61,6 +79,27 @@ def main(argv: list[str]) -> int:
         ):
             print_json(dataclasses.asdict(info))
     return 0
+
+
+def stream_of_run(run_dir: Path, config: Config) -> TokenStream:
+    """The stream of all segments of a run, with every source that any of them has."""
+    from mllm.run_folder import read_stream_state
+    from mllm.stream.source import Source
+    from mllm.stream.stream import TokenStream, stream_settings
+
+    state = read_stream_state(run_dir)
+    records = {s.name: s for segment in state.segments for s in segment.sources}
+    sources = [
+        Source(s.name, s.path, float(s.weight), float(s.join_documents)) for s in records.values()
+    ]
+    stream = TokenStream(sources, **stream_settings(config), state=state)
+    for source in stream.sources:
+        if source.corpus.fingerprint != records[source.name].corpus:
+            raise UserError(
+                f"{source.source.corpus_dir}: has changed since the run in {run_dir} read it; what "
+                "its steps were can no longer be shown"
+            )
+    return stream
 
 
 def parse_steps(text: str) -> range:

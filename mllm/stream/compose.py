@@ -21,11 +21,10 @@ class BatchDraft:
         num_rows: int,
         *,
         step: int,
-        seed: int,
         seq_len: int,
         pictures: PixelCache,
     ) -> None:
-        self._step, self._seed = step, seed
+        self._step = step
         self._pictures = pictures
         shape = (num_rows, seq_len)
         self.token_ids = np.full(shape, PAD_ID, dtype=np.int64)
@@ -36,9 +35,15 @@ class BatchDraft:
         self._pixels: list[np.ndarray] = []
         self._image_seeds: list[int] = []
         self._bad_samples: list[dict[str, Any]] = []
+        self._num_excluded = 0
 
-    def fill_row(self, b: int, source: PlannedSource, plan_row: int, epoch: int) -> list[str]:
-        """Writes the pieces of a planned row into row `b`; gives back their sample keys."""
+    def fill_row(
+        self, b: int, source: PlannedSource, plan_row: int, epoch: int, seed: int
+    ) -> list[str]:
+        """Writes the pieces of a planned row into row `b`; gives back their sample keys.
+
+        Pictures get their seeds from (`seed`, sample key, `epoch`, image).
+        """
         packed = source.plan
         is_joined = bool(packed.is_joined[plan_row])
         pieces = packed.pieces(plan_row)
@@ -50,8 +55,13 @@ class BatchDraft:
         for number, (sample, start, stop) in enumerate(pieces):
             skipped = int(is_joined and start == 0)  # the row's own <s> stands for the document's
             begin, end = end, end + stop - start - skipped
-            keys.append(source.corpus.key(sample))
-            self._fill_piece(b, begin, source, sample, start + skipped, stop, epoch)
+            key = source.corpus.key(sample)
+            keys.append(key)
+            if source.is_excluded(sample):
+                self._num_excluded += 1  # as a sample that cannot be read, but without a look
+            else:
+                place = slice(begin, end)
+                self._fill_piece(b, place, source, sample, start + skipped, (seed, key, epoch))
             if start:
                 self.is_scored[b, begin] = False  # what it follows from is not in this row
             if not is_joined:
@@ -68,17 +78,21 @@ class BatchDraft:
     def _fill_piece(
         self,
         b: int,
-        begin: int,
+        place: slice,
         source: PlannedSource,
         sample: int,
         start: int,
-        stop: int,
-        epoch: int,
+        identity: tuple[int, str, int],
     ) -> None:
-        """Writes tokens `start .. stop - 1` of a document at `begin`, and its pictures."""
-        place = slice(begin, begin + stop - start)
+        """Writes the tokens of a document from `start` on to `place` of row `b`, and its pictures.
+
+        Args:
+            identity: seed, key and epoch, from which its pictures' seeds are.
+        """
+        stop = start + place.stop - place.start
+        is_cut = start > 1 or stop < source.length(sample)
         try:
-            sequence = source.sequence(sample)
+            sequence = source.sequence(sample, is_cut=is_cut)
         except BadSample as error:
             self._note_bad(source, sample, str(error))
             return  # padding ids, unscored, at the planned positions
@@ -94,10 +108,7 @@ class BatchDraft:
                 self._note_bad(source, sample, f"image {number}: {error}")
                 pixels = np.zeros_like(self._dummy)
             self._pixels.append(pixels)
-            self._image_seeds.append(
-                hash_key("image", self._seed, source.corpus.key(sample), epoch, number)
-                >> 1  # fits int64
-            )
+            self._image_seeds.append(hash_key("image", *identity, number) >> 1)  # fits int64
         self.token_ids[b, place] = tokens
         self.slot_mask[b, place] = tokens == SLOT_ID
         self.is_scored[b, place] = sequence.is_scored[start:stop] & is_good
@@ -124,14 +135,16 @@ class BatchDraft:
         mask[:, :-1] = self.is_scored[:, 1:] & is_same
         return mask
 
-    def finish(self, *, source_ids: np.ndarray, rows: list[RowInfo]) -> Batch:
+    def finish(
+        self, loss_mask: np.ndarray, *, source_ids: np.ndarray, rows: list[RowInfo]
+    ) -> Batch:
         target_ids = np.full_like(self.token_ids, PAD_ID)
         is_same = self.document_ids[:, 1:] == self.document_ids[:, :-1]
         target_ids[:, :-1] = np.where(is_same, self.token_ids[:, 1:], PAD_ID)
         return Batch(
             token_ids=torch.from_numpy(self.token_ids),
             target_ids=torch.from_numpy(target_ids),
-            loss_mask=torch.from_numpy(self.loss_mask()),
+            loss_mask=torch.from_numpy(loss_mask),
             positions=torch.from_numpy(self.positions),
             document_ids=torch.from_numpy(self.document_ids),
             slot_mask=torch.from_numpy(self.slot_mask),
@@ -141,4 +154,5 @@ class BatchDraft:
             image_seeds=self._image_seeds,
             rows=rows,
             bad_samples=self._bad_samples,
+            num_excluded=self._num_excluded,
         )

@@ -37,11 +37,14 @@ def image_span(num_latents: int) -> int:
     return num_latents + 2
 
 
-def encode(document: Document, tokenizer: Tokenizer, num_latents: int) -> TokenSequence:
+def encode(
+    document: Document, tokenizer: Tokenizer, num_latents: int, score_image_start: bool = False
+) -> TokenSequence:
     """The tokens of a whole document.
 
     Scored are text tokens of scored segments, and `</s>` if the last text segment is scored; never
-    `<s>`, `<image>`, slots or `</image>`.
+    `<s>`, slots or `</image>`. With `score_image_start`, `<image>` is scored where the text before
+    it is; one with no text before it has nothing to be predicted from.
     """
     image_ids = [BOI_ID, *[SLOT_ID] * num_latents, EOI_ID]
     token_ids, is_scored, images = [BOS_ID], [False], []
@@ -54,7 +57,7 @@ def encode(document: Document, tokenizer: Tokenizer, num_latents: int) -> TokenS
             ends_scored = segment.is_scored
         else:
             token_ids += image_ids
-            is_scored += [False] * len(image_ids)
+            is_scored += [score_image_start and ends_scored] + [False] * (len(image_ids) - 1)
             images.append(segment.data)
     token_ids.append(EOS_ID)
     is_scored.append(ends_scored)

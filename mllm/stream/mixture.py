@@ -17,18 +17,18 @@ class Mixture:
     """Rows of the run dealt to S sources.
 
     Args:
-        shares: row share of each source, positive; they need not sum to 1.
+        counts: rows of each source in one period, as `integer_shares` gives them.
 
     Attributes:
         counts: int64 (S,), rows of each source in one period.
         pattern: int64 (period,), the source of each row of a period.
     """
 
-    def __init__(self, shares: Sequence[Fraction]) -> None:
-        self.counts = np.array(integer_shares(shares), dtype=np.int64)
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.counts = np.array(counts, dtype=np.int64)
         self.pattern = spread(self.counts.tolist())
         self.period = len(self.pattern)
-        is_source = self.pattern[:, None] == np.arange(len(shares))
+        is_source = self.pattern[:, None] == np.arange(len(counts))
         earlier = np.cumsum(is_source, axis=0) - is_source  # (period, S)
         self._rank_in_period = earlier[np.arange(self.period), self.pattern]
 
@@ -46,6 +46,11 @@ class Mixture:
         periods, place = np.divmod(np.arange(first, first + num_rows), self.period)
         source_ids = self.pattern[place]
         return source_ids, periods * self.counts[source_ids] + self._rank_in_period[place]
+
+    def counts_in(self, num_rows: int) -> np.ndarray:
+        """int64 (S,), how many of the first `num_rows` rows of the run are each source's."""
+        periods, rest = divmod(num_rows, self.period)
+        return periods * self.counts + np.bincount(self.pattern[:rest], minlength=len(self.counts))
 
 
 def integer_shares(shares: Sequence[Fraction]) -> list[int]:

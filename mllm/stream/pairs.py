@@ -16,13 +16,25 @@ from corpora.document import Document, ImageSegment, TextSegment
 from corpora.reader import Corpus
 from mllm.config import Config
 from mllm.errors import BadSample, UserError
-from mllm.files import fingerprint
 from mllm.stream.batch import RowInfo
-from mllm.stream.mixture import Mixture
-from mllm.stream.permute import epoch_row, hash_key, mix
+from mllm.stream.mixture import integer_shares
+from mllm.stream.order import Order
+from mllm.stream.permute import hash_key
 from mllm.stream.pixels import PixelCache
+from mllm.stream.source import read
+from mllm.stream.state import (
+    Quarantine,
+    SegmentRecord,
+    SourceRecord,
+    StreamState,
+    continued,
+    parse_windows,
+)
+from mllm.stream.takedown import read_takedowns
 from tokenizer.specials import BOS_ID, EOS_ID, PAD_ID
 from tokenizer.tokenizer import Tokenizer
+
+SCAN = 1 << 16  # samples looked at together
 
 
 @dataclass(frozen=True)
@@ -33,10 +45,12 @@ class PairBatch:
     token_ids: torch.Tensor  # int64 (B, T); <s> caption </s>, right-padded
     lengths: torch.Tensor  # int64 (B,); positions that are not padding
     caption_ids: torch.Tensor  # int64 (B,); equal for pairs of one meta `concept`, or one text
+    is_used: torch.Tensor  # bool (B,); False: masked, neither positive nor negative of any other
     source_ids: torch.Tensor  # int64 (B,)
     image_seeds: list[int]  # one per picture, from (seed, sample key, epoch)
     rows: list[RowInfo]
     bad_samples: list[dict[str, Any]] = field(default_factory=list)
+    num_excluded: int = 0  # pairs that takedown lists leave out
 
     def to(self, device: torch.device | str) -> "PairBatch":
         tensors: dict[str, Any] = {
@@ -54,65 +68,96 @@ class PairStream:
     corpus that lists two artists' pictures of one thing in turn gives each batch both.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, state: StreamState | None = None):
         self._config = config
         self.tokenizer = Tokenizer(config.tokenizer)
-        self.seed = config.seed
         self.global_batch_size = config.train.global_batch_size
         self.image_size = config.model.vision.image_size
         self.pictures = PixelCache(self.image_size, config.data.resize)
-        self.text_len = config.contrastive.text_len
-        self.caption_prefix = config.contrastive.caption_prefix
-        self.caption_end = config.contrastive.caption_end
+        settings = config.contrastive
+        self.text_len = settings.text_len
+        self.caption_prefix, self.caption_end = settings.caption_prefix, settings.caption_end
+        self._group_size = settings.group_size
+        self.takedowns = read_takedowns(config.data.exclude)
         self.source_names = [source.name for source in config.data.mixture]
         if not self.source_names:
             raise UserError("data.mixture: needs at least one corpus of image-text pairs")
         self._corpora = [
-            Corpus(source.path, config.data.index_dir and f"{config.data.index_dir}/{source.name}")
-            for source in config.data.mixture
+            Corpus(source.path, config.data.index_of(source.name)) for source in config.data.mixture
         ]
         for source, corpus in zip(config.data.mixture, self._corpora, strict=True):
-            if not (np.asarray(corpus.num_images) == 1).all():
+            if not has_pairs(corpus):
                 raise UserError(f"{source.path}: the vision stage needs one picture in each sample")
-        self._weights = [source.weight for source in config.data.mixture]
-        self.mixture = Mixture([Fraction(str(weight)) for weight in self._weights])
-        keys = [hash_key("pairs", self.seed, name) for name in self.source_names]
-        self._keys = np.array(keys, dtype=np.uint64)
-        self._num_samples = np.array([len(corpus) for corpus in self._corpora], dtype=np.int64)
-        self._group_size = config.contrastive.group_size
+        self._excluded = [set(self.takedowns.samples(c).tolist()) for c in self._corpora]
+        fixed = {
+            "tokenizer": self.tokenizer.fingerprint,
+            "contrastive.text_len": self.text_len,
+            "contrastive.caption_prefix": self.caption_prefix,
+            "contrastive.caption_end": self.caption_end,
+            "contrastive.group_size": self._group_size,
+            "train.global_batch_size": self.global_batch_size,
+        }
+        num_excluded = sum(map(len, self._excluded))
+        self._settle(
+            state
+            or StreamState(
+                fixed=fixed,
+                segments=(self._segment(config),),
+                excluded_steps=parse_windows(config.data.exclude_steps),
+                quarantine=(Quarantine(0, self.takedowns.hash, num_excluded),),
+            )
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._config,)
+        return type(self), (self._config, self.state)
 
-    def bytes_per_step(self, step: int, world_size: int) -> int:
-        """Memory of one rank's pairs of a step, about."""
-        pair = 3 * self.image_size**2 + 8 * self.text_len + 24
-        return self.global_batch_size * pair // world_size
+    def _settle(self, state: StreamState) -> None:
+        self.state = state
+        self.order = Order(
+            [record.segment for record in state.segments],
+            {
+                name: len(corpus)
+                for name, corpus in zip(self.source_names, self._corpora, strict=True)
+            },
+            rows_per_step=self.global_batch_size,
+            windows=state.excluded_steps,
+            label="pairs",
+            group_size=self._group_size,
+        )
+
+    def _segment(self, config: Config) -> SegmentRecord:
+        mixture = config.data.mixture
+        counts = integer_shares([Fraction(str(source.weight)) for source in mixture])
+        records = (
+            SourceRecord(source.name, source.path, corpus.fingerprint, str(source.weight), "", n)
+            for source, corpus, n in zip(mixture, self._corpora, counts, strict=True)
+        )
+        return SegmentRecord(0, config.seed, "rows", tuple(records))
 
     @property
     def fingerprint(self) -> str:
-        return self.state["fingerprint"]
+        """16 hex over all that decides the pairs."""
+        return self.state.fingerprint
 
-    @property
-    def state(self) -> dict[str, Any]:
-        """What `stream.json` holds."""
-        sources = [
-            [name, corpus.fingerprint, str(weight)]
-            for name, corpus, weight in zip(
-                self.source_names, self._corpora, self._weights, strict=True
-            )
-        ]
-        identity = {
-            "sources": sources,
-            "tokenizer": self.tokenizer.fingerprint,
-            "text": [self.text_len, self.caption_prefix, self.caption_end],
-            "global_batch_size": self.global_batch_size,
-            "group_size": self._group_size,
-        }
-        return {
-            "fingerprint": fingerprint(identity),
-            "segments": [{"first_step": 0, "mixture": fingerprint(sources), "seed": self.seed}],
-        }
+    def resume(self, before: StreamState, step: int, where: str) -> list[str]:
+        """Goes on at training step `step` of a run whose state `where` holds.
+
+        Returns:
+            A line for each thing that changes here. UserError when the rest would be another run.
+        """
+        state, notes = continued(before, self.state, step, where)
+        self._settle(state)
+        return notes
+
+    def unmatched_takedowns(self) -> list[str]:
+        """Entries of the takedown lists of which no source has a sample."""
+        samples = [np.array(sorted(found), dtype=np.int64) for found in self._excluded]
+        return self.takedowns.unmatched(list(zip(self._corpora, samples, strict=True)))
+
+    def bytes_per_step(self, step: int, world_size: int) -> int:
+        """Memory of one rank's pairs of a step, about."""
+        pair = 3 * self.image_size**2 + 8 * self.text_len + 32
+        return self.global_batch_size * pair // world_size
 
     def grad_accum_steps(self, world_size: int, micro_batch_size: int) -> int:
         """Always 1. UserError otherwise: negatives are the step's pairs, all at once."""
@@ -124,72 +169,76 @@ class PairStream:
             )
         return 1
 
-    def samples(self, step: int) -> list[tuple[int, int, int]]:
-        """(source, sample, epoch) of each row of a step, in constant time for any step."""
-        size = self.global_batch_size
-        source_ids, numbers = self.mixture.rows(step * size, size)
-        num_samples = self._num_samples[source_ids]
-        groups, offsets = np.divmod(numbers, self._group_size)
-        num_groups = -(-num_samples // self._group_size)
-        epochs, positions = np.divmod(groups, num_groups)
-        keys = mix(self._keys[source_ids] ^ mix(epochs.astype(np.uint64)))
+    def samples(self, step: int) -> list[tuple[int, int, int, int]]:
+        """(source, sample, epoch, seed) of each row of a step, in constant time for any step."""
+        order = self.order.rows(step)
+        sizes = np.array([len(corpus) for corpus in self._corpora])
         # A short last group is filled up with the corpus's first samples.
-        chosen = epoch_row(positions, num_groups, keys) * self._group_size + offsets
-        chosen %= num_samples
-        return list(zip(source_ids.tolist(), chosen.tolist(), epochs.tolist(), strict=True))
+        chosen = order.rows % sizes[order.source_ids]
+        columns = (order.source_ids.tolist(), chosen.tolist(), order.epochs.tolist(), order.seeds)
+        return list(zip(*columns, strict=True))
 
     def batch(
         self, step: int, micro_step: int = 0, *, rank: int, world_size: int, micro_batch_size: int
     ) -> PairBatch:
-        """This rank's pairs. A picture or caption that cannot be read becomes a blank pair."""
+        """This rank's pairs. What cannot be read or is left out becomes a blank, unused pair."""
         self.grad_accum_steps(world_size, micro_batch_size)
         first = rank * micro_batch_size
-        pixels, texts, caption_ids, seeds, rows, bad = [], [], [], [], [], []
         samples = self.samples(step)[first : first + micro_batch_size]
-        for row, (source_id, sample, epoch) in enumerate(samples, start=first):
+        pixels = np.zeros((len(samples), 3, self.image_size, self.image_size), np.uint8)
+        is_used = np.zeros(len(samples), dtype=bool)
+        texts, caption_ids, bad, num_excluded = [], [], [], 0
+        keys = [self._corpora[source_id].key(sample) for source_id, sample, _, _ in samples]
+        for place, (source_id, sample, _, _) in enumerate(samples):
             corpus = self._corpora[source_id]
-            key = corpus.key(sample)
-            try:
-                document = corpus.document(sample)
-                picture, caption = pair_of(document)
-                pixels.append(self.pictures.decode(picture))
-            except (BadSample, ValueError) as error:
-                document, caption = Document(key, (), {}), ""
-                pixels.append(np.zeros((3, self.image_size, self.image_size), np.uint8))
-                bad.append(
-                    {
-                        "shard": corpus.shard_of(sample),
-                        "key": key,
-                        "reason": str(error),
-                        "step": step,
-                    }
-                )
+            document, caption = Document(keys[place], (), {}), ""
+            if sample in self._excluded[source_id]:
+                num_excluded += 1
+            else:
+                try:
+                    document = read(corpus, sample)
+                    picture, text = pair_of(document)
+                    pixels[place] = self.pictures.decode(picture)
+                    caption, is_used[place] = text, True
+                except (BadSample, ValueError) as error:
+                    bad.append(
+                        {
+                            "shard": corpus.shard_of(sample),
+                            "key": keys[place],
+                            "reason": str(error),
+                            "step": step,
+                        }
+                    )
             texts.append(caption)
             caption_ids.append(hash_key("thing", document.meta.get("concept", caption)) >> 1)
-            seeds.append(hash_key("image", self.seed, key, epoch, 0) >> 1)
-            rows.append(
+        token_ids, lengths = self.encode(texts)
+        return PairBatch(
+            pixels=torch.from_numpy(pixels),
+            token_ids=token_ids,
+            lengths=lengths,
+            caption_ids=torch.tensor(caption_ids),
+            is_used=torch.from_numpy(is_used),
+            source_ids=torch.tensor([source_id for source_id, _, _, _ in samples]),
+            image_seeds=[
+                hash_key("image", seed, key, epoch, 0) >> 1
+                for key, (_, _, epoch, seed) in zip(keys, samples, strict=True)
+            ],
+            rows=[
                 RowInfo(
                     step=step,
                     rank=rank,
                     micro_step=micro_step,
-                    row=row,
+                    row=first + place,
                     source=self.source_names[source_id],
-                    samples=[key],
+                    samples=[keys[place]],
                     tokens=0,
                     scored_tokens=0,
                     images=1,
                 )
-            )
-        token_ids, lengths = self.encode(texts)
-        return PairBatch(
-            pixels=torch.from_numpy(np.stack(pixels)),
-            token_ids=token_ids,
-            lengths=lengths,
-            caption_ids=torch.tensor(caption_ids),
-            source_ids=torch.tensor([source_id for source_id, _, _ in samples]),
-            image_seeds=seeds,
-            rows=rows,
+                for place, (source_id, _, _, _) in enumerate(samples)
+            ],
             bad_samples=bad,
+            num_excluded=num_excluded,
         )
 
     def encode(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,6 +257,12 @@ class PairStream:
         caption = caption.removeprefix(self.caption_prefix)
         places = [caption.find(end) for end in self.caption_end if end in caption]
         return caption[: min(places)] if places else caption
+
+
+def has_pairs(corpus: Corpus) -> bool:
+    """Whether any sample has one picture; looks at them in blocks, as far as it must."""
+    counts = corpus.num_images
+    return any((counts[i : i + SCAN] == 1).any() for i in range(0, len(counts), SCAN))
 
 
 def pair_of(document: Document) -> tuple[bytes, str]:

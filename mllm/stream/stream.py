@@ -3,34 +3,40 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from mllm.errors import UserError
-from mllm.files import fingerprint
 from mllm.images import Resize
 from mllm.stream.batch import Batch, RowInfo
 from mllm.stream.compose import BatchDraft
-from mllm.stream.mixture import Mixture
-from mllm.stream.permute import epoch_row, hash_key, mix
+from mllm.stream.deal import deal
+from mllm.stream.mixture import integer_shares
+from mllm.stream.order import Order, OrderedRows, Window
 from mllm.stream.pixels import PixelCache
 from mllm.stream.plan import PACKING_VERSION
 from mllm.stream.source import PlannedSource, Source
+from mllm.stream.state import (
+    Quarantine,
+    SegmentRecord,
+    SourceRecord,
+    StreamState,
+    continued,
+    parse_windows,
+)
+from mllm.stream.takedown import Takedowns, read_takedowns
 from tokenizer.specials import BOI_ID
 from tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The global rows of one step, before they are dealt to ranks; arrays of (G,)."""
+class PackedStep:
+    """The global rows of one step, before they are dealt to ranks."""
 
-    source_ids: np.ndarray  # int64
-    plan_rows: np.ndarray  # int64, row of that source's plan
-    epochs: np.ndarray  # int64, of that source
-    num_images: np.ndarray  # int64
+    order: OrderedRows
+    num_images: np.ndarray  # int64 (G,)
 
 
 class TokenStream:
@@ -48,6 +54,10 @@ class TokenStream:
         unit: what the weights share out: "tokens" (slots and scored tokens) or "rows".
         index_dir: where the corpora's indexes lie, in one folder per source name; by default
             beside the shards.
+        score_image_start: predicting `<image>` after scored text counts in the loss.
+        excluded_steps: merged windows of stream steps that no training step reads.
+        takedowns: samples that are left out.
+        state: what a run has recorded; by default a new run with these sources and this seed.
 
     It pickles as these arguments: a loader worker opens its own files.
     """
@@ -65,6 +75,10 @@ class TokenStream:
         resize: Resize = "squash",
         unit: str = "tokens",
         index_dir: str | Path | None = None,
+        score_image_start: bool = False,
+        excluded_steps: Sequence[Window] = (),
+        takedowns: Takedowns | None = None,
+        state: StreamState | None = None,
     ) -> None:
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.source_names = [source.name for source in sources]
@@ -74,27 +88,39 @@ class TokenStream:
             raise UserError(f"data.unit: {unit!r}; say tokens or rows")
         self.tokenizer = tokenizer
         self.seq_len, self.num_latents = seq_len, num_latents
-        self.global_batch_size, self.seed = global_batch_size, seed
-        self.unit = unit
+        self.global_batch_size = global_batch_size
+        self.takedowns = takedowns or Takedowns()
         self._pictures = PixelCache(image_size, resize)
-        self._sources = [
+        self.sources = [
             PlannedSource(
                 source,
                 tokenizer,
                 seq_len=seq_len,
                 num_latents=num_latents,
                 index_dir=Path(index_dir) if index_dir else None,
+                score_image_start=score_image_start,
+                takedowns=self.takedowns,
             )
             for source in sources
         ]
-        self.mixture = Mixture([self._row_share(source) for source in self._sources])
-        self._num_rows = np.array([source.plan.num_rows for source in self._sources])
-        self._keys = np.array(
-            [hash_key("order", seed, name) for name in self.source_names], dtype=np.uint64
+        fixed = {
+            "tokenizer": tokenizer.fingerprint,
+            "model.seq_len": seq_len,
+            "model.num_latents": num_latents,
+            "packing": PACKING_VERSION,
+            "train.global_batch_size": global_batch_size,
+            "data.score_image_start": score_image_start,
+        }
+        num_excluded = sum(len(source.excluded) for source in self.sources)
+        self._settle(
+            state
+            or StreamState(
+                fixed=fixed,
+                segments=(self._segment(seed, unit),),
+                excluded_steps=tuple(excluded_steps),
+                quarantine=(Quarantine(0, self.takedowns.hash, num_excluded),),
+            )
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _build, (type(self), self._arguments)
 
     @classmethod
     def from_config(cls, config: Any) -> Self:
@@ -103,110 +129,71 @@ class TokenStream:
             Source(entry.name, entry.path, entry.weight, entry.join_documents)
             for entry in config.data.mixture
         ]
-        return cls(
-            sources,
-            Tokenizer(config.tokenizer),
-            seq_len=config.model.seq_len,
-            num_latents=config.model.num_latents,
-            global_batch_size=config.train.global_batch_size,
-            seed=config.seed,
-            image_size=config.model.vision.image_size,
-            resize=config.data.resize,
-            unit=config.data.unit,
-            index_dir=config.data.index_dir,
+        return cls(sources, **stream_settings(config))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _build, (type(self), self._arguments | {"state": self.state})
+
+    def _settle(self, state: StreamState) -> None:
+        self.state = state
+        self.order = Order(
+            [record.segment for record in state.segments],
+            {source.name: source.plan.num_rows for source in self.sources},
+            rows_per_step=self.global_batch_size,
+            windows=state.excluded_steps,
         )
 
-    def _row_share(self, planned: PlannedSource) -> Fraction:
-        weight = Fraction(str(planned.source.weight))
-        if self.unit == "rows":
-            return weight
-        return weight * planned.plan.num_rows / max(1, planned.counted_tokens)
+    def _segment(self, seed: int, unit: str) -> SegmentRecord:
+        shares = []
+        for source in self.sources:
+            share = Fraction(str(source.source.weight))
+            if unit == "tokens":
+                share *= Fraction(source.plan.num_rows, max(1, source.counted_tokens))
+            shares.append(share)
+        records = (
+            SourceRecord(
+                name=source.name,
+                path=str(source.source.corpus_dir),
+                corpus=source.corpus.fingerprint,
+                weight=str(source.source.weight),
+                join_documents=str(float(source.source.join_documents)),
+                rows_per_period=count,
+            )
+            for source, count in zip(self.sources, integer_shares(shares), strict=True)
+        )
+        return SegmentRecord(0, seed, unit, tuple(records))
 
     # ---------------------------------------------------------------- identity
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """16 hex over all that decides the rows, the seed aside."""
-        return fingerprint(
-            {
-                "mixture": self._mixture_fingerprint,
-                "tokenizer": self.tokenizer.fingerprint,
-                "seq_len": self.seq_len,
-                "num_latents": self.num_latents,
-                "packing": PACKING_VERSION,
-                "global_batch_size": self.global_batch_size,
-            }
-        )
-
-    @cached_property
-    def _mixture_fingerprint(self) -> str:
-        entries = [
-            [s.name, s.corpus.fingerprint, str(s.source.weight), str(s.source.join_documents)]
-            for s in self._sources
-        ]
-        return fingerprint([self.unit, entries])
-
     @property
-    def state(self) -> dict[str, Any]:
-        """What `stream.json` holds: with it and a step, every batch is determined."""
-        return {
-            "fingerprint": self.fingerprint,
-            "segments": [
-                {"first_step": 0, "mixture": self._mixture_fingerprint, "seed": self.seed}
-            ],
-            "excluded_steps": [],
-            "quarantine": fingerprint([]),
-        }
+    def fingerprint(self) -> str:
+        """16 hex over all that decides the rows."""
+        return self.state.fingerprint
 
-    def describe(self) -> dict[str, Any]:
-        """What was planned: rows, padding, cuts and drops by source, and the realised shares."""
-        row_shares = self.mixture.shares
-        tokens_per_row = np.array([s.counted_tokens / s.plan.num_rows for s in self._sources])
-        padding = np.array(
-            [s.plan.num_padding / (s.plan.num_rows * self.seq_len) for s in self._sources]
-        )
-        token_shares = row_shares * tokens_per_row
-        token_shares /= max(1e-9, token_shares.sum())
-        sources = {
-            s.name: {
-                "samples": len(s.corpus),
-                "dropped": s.lengths.num_dropped,
-                "cuts": s.plan.num_cuts,
-                "rows_per_epoch": s.plan.num_rows,
-                "joined_rows": s.plan.num_joined,
-                "images_per_epoch": s.plan.total_images,
-                "padding": padding[i],
-                "tokens_per_row": tokens_per_row[i],
-                "row_share": row_shares[i],
-                "token_share": token_shares[i],
-            }
-            for i, s in enumerate(self._sources)
-        }
-        return {
-            "fingerprint": self.fingerprint,
-            "padding": float(row_shares @ padding),
-            "period": self.mixture.period,
-            "sources": {
-                name: {key: _plain(value) for key, value in entry.items()}
-                for name, entry in sources.items()
-            },
-        }
+    def resume(self, before: StreamState, step: int, where: str) -> list[str]:
+        """Goes on at training step `step` of a run whose state `where` holds.
+
+        Returns:
+            A line for each thing that changes here. UserError when the rest would be another run.
+        """
+        state, notes = continued(before, self.state, step, where)
+        self._settle(state)
+        return notes
+
+    def unmatched_takedowns(self) -> list[str]:
+        """Entries of the takedown lists of which no source has a sample."""
+        return self.takedowns.unmatched([(s.corpus, s.excluded) for s in self.sources])
 
     # ---------------------------------------------------------------- rows of a step
 
-    def rows(self, step: int) -> _Rows:
+    def rows(self, step: int) -> PackedStep:
         """The global rows of a step, in constant time for any step."""
-        size = self.global_batch_size
-        source_ids, numbers = self.mixture.rows(step * size, size)
-        num_rows = self._num_rows[source_ids]
-        epochs, positions = np.divmod(numbers, num_rows)
-        keys = mix(self._keys[source_ids] ^ mix(epochs.astype(np.uint64)))
-        plan_rows = epoch_row(positions, num_rows, keys)
-        num_images = np.empty(size, dtype=np.int64)
-        for source_id, source in enumerate(self._sources):
-            mine = source_ids == source_id
-            num_images[mine] = source.plan.row_images[plan_rows[mine]]
-        return _Rows(source_ids, plan_rows, epochs, num_images)
+        order = self.order.rows(step)
+        num_images = np.empty(self.global_batch_size, dtype=np.int64)
+        for source_id, source in enumerate(self.sources):
+            mine = order.source_ids == source_id
+            num_images[mine] = source.plan.row_images[order.rows[mine]]
+        return PackedStep(order, num_images)
 
     def row_infos(self, step: int, *, world_size: int, micro_batch_size: int) -> list[RowInfo]:
         """Every row of a step over all ranks and micro-steps, in global order."""
@@ -256,22 +243,21 @@ class TokenStream:
         """The rows of one rank in one micro-step. Safe to call from any thread."""
         self.grad_accum_steps(world_size, micro_batch_size)
         rows = self.rows(step)
-        cells = deal(rows.num_images, rows.source_ids, micro_batch_size)
+        order = rows.order
+        cells = deal(rows.num_images, order.source_ids, micro_batch_size)
         mine = cells[micro_step * world_size + rank]
-        draft = BatchDraft(
-            len(mine),
-            step=step,
-            seed=self.seed,
-            seq_len=self.seq_len,
-            pictures=self._pictures,
-        )
-        infos = []
+        draft = BatchDraft(len(mine), step=step, seq_len=self.seq_len, pictures=self._pictures)
+        filled = []
         for b, row in enumerate(mine.tolist()):
-            source = self._sources[rows.source_ids[row]]
-            keys = draft.fill_row(b, source, int(rows.plan_rows[row]), int(rows.epochs[row]))
-            infos.append((row, source.name, keys))
+            source = self.sources[order.source_ids[row]]
+            keys = draft.fill_row(
+                b, source, int(order.rows[row]), int(order.epochs[row]), order.seeds[row]
+            )
+            filled.append((row, source.name, keys))
+        loss_mask = draft.loss_mask()
         return draft.finish(
-            source_ids=rows.source_ids[mine],
+            loss_mask,
+            source_ids=order.source_ids[mine],
             rows=[
                 RowInfo(
                     step=step,
@@ -281,39 +267,31 @@ class TokenStream:
                     source=name,
                     samples=keys,
                     tokens=int((draft.document_ids[b] >= 0).sum()),
-                    scored_tokens=int(draft.loss_mask()[b].sum()),
+                    scored_tokens=int(loss_mask[b].sum()),
                     images=int((draft.token_ids[b] == BOI_ID).sum()),
                 )
-                for b, (row, name, keys) in enumerate(infos)
+                for b, (row, name, keys) in enumerate(filled)
             ],
         )
 
 
-def deal(num_images: np.ndarray, source_ids: np.ndarray, micro_batch_size: int) -> np.ndarray:
-    """Deals the global rows of a step to cells (rank x micro-step) of `micro_batch_size` rows.
-
-    Rows are dealt in rounds, most images first; in each round the cell with the fewest images so
-    far takes the row with the most. So no two cells differ by more images than two rows may.
-    Rows with equally many images go round by source, so that cells are alike in that too.
-
-    Returns:
-        int64 (cells, micro_batch_size), row numbers in order within each cell.
-    """
-    num_cells = len(num_images) // micro_batch_size
-    order = np.lexsort((source_ids, -num_images))
-    loads = np.zeros(num_cells, dtype=np.int64)
-    cells = np.empty((num_cells, micro_batch_size), dtype=np.int64)
-    for number in range(micro_batch_size):
-        dealt = order[number * num_cells : (number + 1) * num_cells]
-        takers = np.argsort(loads, kind="stable")
-        cells[takers, number] = dealt
-        loads[takers] += num_images[dealt]
-    return np.sort(cells, axis=1)
+def stream_settings(config: Any) -> dict[str, Any]:
+    """What a training config says of a TokenStream, the sources aside."""
+    return {
+        "tokenizer": Tokenizer(config.tokenizer),
+        "seq_len": config.model.seq_len,
+        "num_latents": config.model.num_latents,
+        "global_batch_size": config.train.global_batch_size,
+        "seed": config.seed,
+        "image_size": config.model.vision.image_size,
+        "resize": config.data.resize,
+        "unit": config.data.unit,
+        "index_dir": config.data.index_dir,
+        "score_image_start": config.data.score_image_start,
+        "excluded_steps": parse_windows(config.data.exclude_steps),
+        "takedowns": read_takedowns(config.data.exclude),
+    }
 
 
 def _build(kind: type[TokenStream], arguments: dict[str, Any]) -> TokenStream:
     return kind(**arguments)
-
-
-def _plain(value: Any) -> int | float:
-    return value if isinstance(value, int) else round(float(value), 6)

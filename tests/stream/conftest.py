@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mllm.stream.stream import Source, TokenStream
+from mllm.stream.source import Source
+from mllm.stream.stream import TokenStream
 
 SIZES = dict(seq_len=192, num_latents=4, global_batch_size=8, seed=5, image_size=16)
 

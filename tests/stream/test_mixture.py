@@ -25,7 +25,7 @@ def test_no_source_is_ever_a_whole_row_off_its_share(counts):
 )
 @settings(deadline=None, max_examples=60)
 def test_the_closed_form_is_the_count_of_earlier_rows(shares, first, num_rows):
-    mixture = Mixture([Fraction(share) for share in shares])
+    mixture = Mixture(integer_shares([Fraction(share) for share in shares]))
     sources, numbers = mixture.rows(first, num_rows)
     offset = first - first % mixture.period
     pattern, skipped = mixture.pattern, first // mixture.period
@@ -34,6 +34,7 @@ def test_the_closed_form_is_the_count_of_earlier_rows(shares, first, num_rows):
         whole, rest = divmod(place, mixture.period)
         source = pattern[rest]
         assert sources[i] == source
+        assert mixture.counts_in(first + i)[source] == numbers[i]
         earlier = (skipped + whole) * mixture.counts[source] + (pattern[:rest] == source).sum()
         assert numbers[i] == earlier
 

@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 from corpora.reader import Corpus
 from mllm.errors import BadSample, UserError
 from mllm.images import open_picture, to_pixels
+from mllm.stream.deal import deal
+from mllm.stream.describe import describe
 from mllm.stream.encode import encode
 from mllm.stream.permute import epoch_row, hash_key, mix
-from mllm.stream.stream import Source, deal
+from mllm.stream.source import Source
 from tokenizer.specials import BOI_ID, BOS_ID, EOS_ID, PAD_ID, SLOT_ID
 
 SPLITS = [(1, 8), (1, 4), (1, 1), (2, 4), (2, 2), (4, 1), (8, 1)]  # world size, micro-batch size
+SEED = 5  # of tests/stream/conftest.py
+ALONE = dict(world_size=1, micro_batch_size=4)
 TENSORS = ("token_ids", "target_ids", "loss_mask", "positions", "document_ids", "slot_mask")
 
 
@@ -55,25 +59,25 @@ def test_any_split_over_ranks_and_micro_steps_gives_the_same_global_rows(stream,
 def test_rows_equal_a_brute_force_that_counts_from_the_start(stream):
     """Walks the run row by row, with a shuffled list of rows per epoch and no closed form."""
     used = Counter()
-    pattern = stream.mixture.pattern.tolist()
+    pattern = stream.order.mixtures[-1].pattern.tolist()
 
     @cache
     def order(source_id, epoch):
-        num_rows = stream._sources[source_id].plan.num_rows
-        base = np.uint64(hash_key("order", stream.seed, stream.source_names[source_id]))
+        num_rows = stream.sources[source_id].plan.num_rows
+        base = np.uint64(hash_key("order", SEED, stream.source_names[source_id]))
         key = mix(base ^ mix(np.array([epoch], dtype=np.uint64)))
         rows = [epoch_row(np.array([p]), np.array([num_rows]), key)[0] for p in range(num_rows)]
         assert sorted(rows) == list(range(num_rows))
         return rows
 
     for step in range(40):
-        rows = stream.rows(step)
+        rows = stream.rows(step).order
         for i in range(stream.global_batch_size):
             source_id = pattern[(step * stream.global_batch_size + i) % len(pattern)]
-            num_rows = stream._sources[source_id].plan.num_rows
+            num_rows = stream.sources[source_id].plan.num_rows
             epoch, position = divmod(used[source_id], num_rows)
             assert rows.source_ids[i] == source_id
-            assert rows.plan_rows[i] == order(source_id, epoch)[position]
+            assert rows.rows[i] == order(source_id, epoch)[position]
             assert rows.epochs[i] == epoch
             used[source_id] += 1
 
@@ -81,9 +85,9 @@ def test_rows_equal_a_brute_force_that_counts_from_the_start(stream):
 def test_every_sample_comes_once_per_epoch_and_source(stream):
     num_steps = 40
     seen = {name: Counter() for name in stream.source_names}
-    rows_left = {s.name: 2 * s.plan.num_rows for s in stream._sources}  # two whole epochs
+    rows_left = {s.name: 2 * s.plan.num_rows for s in stream.sources}  # two whole epochs
     pieces = {}
-    for source in stream._sources:
+    for source in stream.sources:
         samples = source.plan.piece_samples.tolist()
         pieces[source.name] = Counter(source.corpus.key(sample) for sample in samples)
     step = 0
@@ -96,7 +100,7 @@ def test_every_sample_comes_once_per_epoch_and_source(stream):
         assert step < 50 * num_steps
     for name, counts in seen.items():
         assert counts == Counter({key: 2 * n for key, n in pieces[name].items()})
-        corpus = next(s.corpus for s in stream._sources if s.name == name)
+        corpus = next(s.corpus for s in stream.sources if s.name == name)
         assert set(counts) == set(corpus.keys)
 
 
@@ -169,8 +173,8 @@ def test_joined_rows_of_cut_documents_keep_their_divider_and_do_not_score_it(wor
     stream = build(
         sources=[Source("interleaved", world.interleaved, 1, 1.0)], seq_len=48, global_batch_size=4
     )
-    assert stream.describe()["sources"]["interleaved"]["cuts"] > 10
-    for step in range(stream._sources[0].plan.num_rows // 4):
+    assert describe(stream, **ALONE)["sources"]["interleaved"]["cuts"] > 10
+    for step in range(stream.sources[0].plan.num_rows // 4):
         batch = stream.batch(step, rank=0, world_size=1, micro_batch_size=4)
         for b, info in enumerate(batch.rows):
             row = batch.token_ids[b, : info.tokens].tolist()
@@ -183,25 +187,25 @@ def test_order_depends_on_the_seed_and_rows_do_not(build):
     one, two = build(seed=1), build(seed=2)
     first = [i.samples for i in one.row_infos(0, world_size=1, micro_batch_size=8)]
     assert first != [i.samples for i in two.row_infos(0, world_size=1, micro_batch_size=8)]
-    for a, b in zip(one._sources, two._sources, strict=True):
+    for a, b in zip(one.sources, two.sources, strict=True):
         assert np.array_equal(a.plan.piece_samples, b.plan.piece_samples)
-    assert one.fingerprint == two.fingerprint
+    assert one.state.fixed == two.state.fixed
     assert one.state != two.state
     assert one.fingerprint != build(seq_len=200).fingerprint
 
 
 def test_realised_token_shares_are_the_weights(stream):
     wanted = {"pairs": 0.5, "text": 0.5, "interleaved": 0.2, "vqa": 0.2}
-    for name, entry in stream.describe()["sources"].items():
+    for name, entry in describe(stream, **ALONE)["sources"].items():
         assert entry["token_share"] == pytest.approx(wanted[name] / 1.4, rel=0.01)
-    rows = stream.describe()["sources"]
+    rows = describe(stream, **ALONE)["sources"]
     assert sum(entry["row_share"] for entry in rows.values()) == pytest.approx(1)
 
 
 def test_weights_in_rows_are_shares_of_rows(world, build):
     sources = [Source("pairs", world.pairs, 3), Source("text", world.text, 1)]
     stream = build(sources=sources, unit="rows")
-    assert stream.mixture.counts.tolist() == [3, 1]
+    assert stream.order.mixtures[-1].counts.tolist() == [3, 1]
     names = [i.source for i in stream.row_infos(7, world_size=1, micro_batch_size=8)]
     assert Counter(names) == {"pairs": 6, "text": 2}
 
@@ -239,7 +243,7 @@ def test_a_sample_that_spells_no_document_is_masked_in_place(world, build, monke
     stream = build(sources=[Source("vqa", world.vqa, 1, 0.5)])
     arguments = dict(rank=0, world_size=1, micro_batch_size=8)
     sound = stream.batch(0, **arguments)
-    corpus = stream._sources[0].corpus
+    corpus = stream.sources[0].corpus
     read, bad_key = corpus.document, sound.rows[0].samples[1]
 
     def broken(sample):
@@ -266,7 +270,7 @@ def test_a_failing_disk_is_tried_again_and_then_stops_the_run(world, build, monk
     stream = build(sources=[Source("text", world.text, 1)])
     arguments = dict(rank=0, world_size=1, micro_batch_size=8)
     expected = stream.batch(0, **arguments).token_ids
-    corpus, failures = stream._sources[0].corpus, iter([True, True])
+    corpus, failures = stream.sources[0].corpus, iter([True, True])
     read = corpus.document
 
     def flaky(sample):
@@ -296,7 +300,7 @@ def test_rows_are_dealt_with_images_as_even_as_rows_allow(num_images, micro_batc
 
 def test_image_seeds_belong_to_the_sample_and_the_epoch(world, build):
     stream = build(sources=[Source("pairs", world.pairs, 1)], global_batch_size=4)
-    rows_per_epoch = stream._sources[0].plan.num_rows
+    rows_per_epoch = stream.sources[0].plan.num_rows
     by_epoch: dict[int, dict[str, int]] = {0: {}, 1: {}}
     for row in range(2 * rows_per_epoch):
         batch = stream.batch(row // 4, row % 4, rank=0, world_size=1, micro_batch_size=1)
