@@ -239,4 +239,5 @@ def _named_image(key: str, name: str, members: Mapping[str, bytes]) -> bytes:
     for extension in IMAGE_EXTENSIONS:
         if f"{name}.{extension}" in members:
             return members[f"{name}.{extension}"]
-    raise BadSample(f"{key}: no member {key}.{name}.jpg (or png, webp) for image {name!r}")
+    shown = name.encode("utf-8", "backslashreplace").decode()  # half a surrogate cannot be printed
+    raise BadSample(f"{key}: no member {key}.{shown}.jpg (or png, webp) for image {shown!r}")

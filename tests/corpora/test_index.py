@@ -2,14 +2,20 @@
 
 import io
 import json
+import os
 import tarfile
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from corpora.index import build_index
 from corpora.reader import Corpus
-from mllm.errors import UserError
+from corpora.sidecar import index_shard
+from mllm.errors import BadSample, UserError
 
 from .conftest import square
 
@@ -117,3 +123,143 @@ def test_an_interrupted_consolidation_leaves_the_old_index(corpus_dir, documents
     build_index(corpus_dir)
     assert len(Corpus(corpus_dir)) == len(documents) + 1
     assert len(list((corpus_dir / "index").glob("arrays-*"))) == 1
+
+
+def test_absurd_json_is_a_bad_sample_or_harmless(tmp_path):
+    members = [
+        ("lone.json", b'{"text": "cut \\ud83d"}'),
+        ("part.json", b'{"segments": [{"text": "\\udc00"}]}'),
+        ("raw.json", b'{"text": "\xed\xa0\xbd"}'),
+        ("deep.json", b'{"a": ' * 100_000),
+        ("huge.json", b'{"text": "x", "n": ' + b"9" * 5000 + b"}"),
+        ("list.json", b"[1]"),
+        ("name.json", b'{"segments": [{"image": "\\ud83d"}]}'),
+        ("meta.json", b'{"text": "x", "url": "\\ud83d", "\\ud83d": NaN, "source": "\\ud83d"}'),
+        ("null.txt", b"a\0b"),
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    problems = build_index(tmp_path)
+    assert [problem.partition(".")[0].partition(":")[0] for problem in problems] == [
+        *("lone", "part", "raw", "deep", "huge", "list", "name"),
+    ]
+    corpus = Corpus(tmp_path)
+    assert corpus.num_bad_samples == 7
+    for number in range(7):
+        with pytest.raises(BadSample) as caught:
+            corpus.document(number)
+        str(caught.value).encode()  # it can be printed and written into the ledger
+    assert corpus.document(8).segments[0].text == "a\0b"
+    assert corpus.find(urls=["\ud83d"]).tolist() == [7]
+
+
+def test_keys_that_are_not_utf8_can_be_printed_and_found(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in ("caf\udce9.txt", "two\nlines.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    build_index(tmp_path)
+    corpus = Corpus(tmp_path)
+    assert corpus.keys == ["caf\\xe9", "two\nlines"]
+    assert corpus.find(keys=["caf\\xe9"]).tolist() == [0]
+
+
+def test_problems_are_bounded_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("corpora.index.PROBLEMS", 30)
+    for shard in "ab":
+        write_tar(tmp_path / f"{shard}.tar", [(f"{n}.json", b"{") for n in range(50)])
+    assert len(build_index(tmp_path)) == 30
+    assert Corpus(tmp_path).num_bad_samples == 100
+
+
+def test_a_member_of_four_gib_is_a_named_problem(tmp_path, monkeypatch):
+    monkeypatch.setattr("corpora.tar.MAX_MEMBER_BYTES", 99)
+    write_tar(tmp_path / "a.tar", [("a.txt", b"text"), ("a.bin", b"x" * 100), ("b.txt", b"b")])
+    assert build_index(tmp_path) == ["a.bin: 100 bytes; a member has less than 4 GiB"]
+    assert Corpus(tmp_path).members(0) == {"txt": b"text"}
+
+
+def test_sides_beyond_16_bits_are_clipped(tmp_path):
+    header = square("red")[:16] + (70_000).to_bytes(4) + (3).to_bytes(4) + square("red")[24:]
+    write_tar(tmp_path / "a.tar", [("a.png", header)])
+    build_index(tmp_path)
+    assert Corpus(tmp_path).image_sizes.tolist() == [[65535, 3]]
+
+
+def test_several_workers_make_the_same_index(corpus_dir, documents, tmp_path):
+    build_index(corpus_dir, tmp_path / "two", workers=2)
+    one, two = corpus_dir / "index" / "index.json", tmp_path / "two" / "index.json"
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_broken_shard_costs_no_second_reading_of_the_others(corpus_dir, tmp_path, monkeypatch):
+    good = (corpus_dir / "shard-000001.tar").read_bytes()
+    os.truncate(corpus_dir / "shard-000001.tar", 3000)
+    with pytest.raises(UserError, match=r"shard-000001.tar: not a whole tar shard"):
+        build_index(corpus_dir, tmp_path / "i")
+    (corpus_dir / "shard-000001.tar").write_bytes(good)
+    read = []
+    real = index_shard
+    monkeypatch.setattr(
+        "corpora.index.index_shard", lambda folder, name: read.append(name) or real(folder, name)
+    )
+    build_index(corpus_dir, tmp_path / "i")
+    assert read == ["shard-000001.tar", "shard-000002.tar"]
+    read.clear()
+    sidecar = tmp_path / "i" / "shards" / "shard-000002.tar.npz"
+    sidecar.write_bytes(sidecar.read_bytes()[:-50])  # as a full disk or a kill may leave it
+    build_index(corpus_dir, tmp_path / "i")
+    assert read == ["shard-000002.tar"]
+
+
+def test_sidecars_of_shards_that_are_gone_go_too(corpus_dir):
+    (corpus_dir / "shard-000002.tar").unlink()
+    build_index(corpus_dir)
+    assert sorted(path.name for path in (corpus_dir / "index" / "shards").iterdir()) == [
+        "shard-000000.tar.npz",
+        "shard-000001.tar.npz",
+    ]
+    assert len(Corpus(corpus_dir)) == 20
+
+
+def test_a_folder_that_is_not_writable_is_named(corpus_dir, tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("corpora.index.write_sidecar", lambda sidecar, path: refuse(path))
+    with pytest.raises(UserError, match=r"tar.npz: not writable; name another with --index-dir"):
+        build_index(corpus_dir, tmp_path / "i")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 70), max_size=40), min_size=1, max_size=6),
+    st.integers(1, 9),
+)
+def test_consolidated_arrays_are_those_of_all_samples(shards, block):
+    """Any shards, any block size of the runs: what one list of all samples would give."""
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        for module in ("corpora.consolidate", "corpora.ragged"):
+            patch.setattr(f"{module}.BLOCK", block)
+        folder, expected = Path(name), []
+        for number, sizes in enumerate(shards):
+            members = []
+            for place, size in enumerate(sizes):
+                key = f"{number}-{place}" + "k" * (size % 4)
+                images = [(f"{key}.{n}.png", square("red", 1 + n)) for n in range(size % 3)]
+                segments = [{"image": str(n)} for n in range(size % 3)] + [{"text": "t" * size}]
+                data = json.dumps({"segments": segments, "url": key}).encode()
+                members += [(f"{key}.json", data), *images]
+                expected.append((key, size, [[1 + n, 1 + n] for n in range(size % 3)]))
+            write_tar(folder / f"{number}.tar", members)
+        build_index(folder)
+        corpus = Corpus(folder)
+        assert corpus.keys == [key for key, _, _ in expected]
+        assert corpus.text_bytes.tolist() == [size for _, size, _ in expected]
+        assert [
+            corpus.image_sizes[slice(*corpus.images.span(i))].tolist() for i in range(len(corpus))
+        ] == [sides for _, _, sides in expected]
+        for i, (key, size, sides) in enumerate(expected):
+            assert corpus.document(i).text_bytes == size
+            assert len(corpus.document(i).images) == len(sides)
+            assert corpus.find(urls=[key]).tolist() == [i]

@@ -1,17 +1,23 @@
 """Random access: any order, any thread, any process, the same samples."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import random
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from corpora.index import build_index
 from corpora.reader import Corpus
 from mllm.errors import BadSample, UserError
+from tokenizer.tokenizer import Tokenizer
 
 from .test_index import write_tar
 
@@ -117,3 +123,99 @@ def test_the_index_says_how_many_samples_are_bad(tmp_path):
     write_tar(tmp_path / "a.tar", [("good.txt", b"x"), ("bad.json", b"{")])
     build_index(tmp_path)
     assert json.loads((tmp_path / "index" / "index.json").read_bytes())["num_bad_samples"] == 1
+
+
+def read_all(corpus: Corpus) -> list:
+    return [corpus.document(i) for i in range(len(corpus))]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_read_the_same(corpus_dir, documents, method):
+    corpus = Corpus(corpus_dir)
+    corpus.document(0)  # an open shard
+    with corpus._lock, multiprocessing.get_context(method).Pool(2) as pool:  # held at the fork
+        assert pool.map_async(read_all, [corpus] * 2).get(timeout=60) == [documents, documents]
+
+
+def test_a_fork_reads_through_its_own_files(corpus_dir, documents):
+    corpus = Corpus(corpus_dir)
+    corpus.document(0)
+    with corpus._lock:  # another thread may hold it when a process forks
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            os._exit(0 if read_all(corpus) == documents else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_samples_are_found_by_key_url_and_content(found_world, data):
+    corpus, urls = found_world
+    numbers = st.lists(st.integers(0, len(corpus) - 1), max_size=4)
+    by_key, by_url, by_hash = data.draw(numbers), data.draw(numbers), data.draw(numbers)
+    keys = {corpus.key(i) for i in by_key}
+    wanted = {urls[i] for i in by_url}
+    hashes = {corpus.content_hashes[i].tobytes().hex() for i in by_hash}
+    expected = [
+        i
+        for i in range(len(corpus))
+        if corpus.key(i) in keys
+        or urls[i] in wanted
+        or corpus.content_hashes[i].tobytes().hex() in hashes
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("corpora.reader.SCAN", data.draw(st.integers(1, 50)))
+        found = corpus.find(
+            keys={*keys, "absent"},
+            urls={*wanted, "https://absent"},
+            hashes={*hashes, "ab" * 16},
+        )
+    assert found.dtype == np.int64
+    assert found.tolist() == expected
+
+
+@pytest.fixture(scope="module")
+def found_world(tmp_path_factory):
+    """40 samples in two shards: keys, URLs and contents that repeat."""
+    folder = tmp_path_factory.mktemp("found")
+    urls = [f"https://host/{number % 15}" for number in range(40)]
+    for shard in (0, 1):
+        members = [
+            (f"key-{number % 30}.json", b'{"text": "x", "url": "%s"}' % urls[number].encode())
+            for number in range(shard * 20, shard * 20 + 20)
+        ]
+        write_tar(folder / f"{shard}.tar", members)
+    build_index(folder)
+    return Corpus(folder), urls
+
+
+def test_finding_reads_no_sample(corpus_dir, monkeypatch):
+    corpus = Corpus(corpus_dir)
+    monkeypatch.setattr("corpora.reader.open_shard", lambda *_: pytest.fail("opens a shard"))
+    assert corpus.find(keys=["sample-0003"]).tolist() == [3]
+    assert corpus.find().tolist() == []
+
+
+@pytest.mark.parametrize("value", ["", "ab", "zz" * 16, "ab" * 32])
+def test_what_is_no_content_hash_is_refused(corpus_dir, value):
+    with pytest.raises(UserError, match="32 hexadecimal digits"):
+        Corpus(corpus_dir).find(hashes=[value])
+
+
+def test_opening_opens_no_shard_and_asks_for_no_size(corpus_dir, monkeypatch):
+    opened = []
+    monkeypatch.setattr("corpora.reader.open_shard", lambda *names: opened.append(names))
+    real = os.stat
+    monkeypatch.setattr(
+        os,
+        "stat",
+        lambda path, *a, **k: opened.append(path) if ".tar" in str(path) else real(path, *a, **k),
+    )
+    Corpus(corpus_dir)
+    assert opened == []
+
+
+def test_a_text_with_nul_comes_back_from_the_tokenizer(world):
+    tokenizer = Tokenizer(world.tokenizer_dir)
+    assert tokenizer.decode(tokenizer.encode("a\0b\0")) == "a\0b\0"
