@@ -33,6 +33,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         "CLIPEncoderLayer",
         "CLIPVisionEmbeddings",
         "AttentionResampler",
+        "PerceiverResampler",
     ]
     _supports_sdpa = True
 
@@ -102,8 +103,12 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError("give either input_ids or inputs_embeds")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        key_positions = None
+        if attention_mask is not None and attention_mask.dim() == 2:
+            places = attention_mask.long().cumsum(-1) - 1  # among what is not padding
+            key_positions = places.clamp(min=0)  # (B, S)
         if position_ids is None:
-            position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+            position_ids = self._positions(inputs_embeds, key_positions, past_key_values)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -111,7 +116,11 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
         )
         hidden = self.model.decoder(
-            inputs_embeds, position_ids, mask=mask, cache=past_key_values
+            inputs_embeds,
+            position_ids,
+            mask=mask,
+            cache=past_key_values,
+            key_positions=key_positions,
         )  # (B, T, D)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.model.head(hidden[:, kept])  # (B, kept, V)
@@ -156,14 +165,13 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _positions(
         self,
         inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        key_positions: torch.Tensor | None,
         past_key_values: Cache | None,
     ) -> torch.Tensor:
-        """int64 (B, T): places among what is not padding."""
+        """int64 (B, T): those of the new tokens, which stand last."""
         num_rows, num_new = inputs_embeds.shape[:2]
-        if attention_mask is not None and attention_mask.dim() == 2:
-            places = attention_mask.long().cumsum(-1) - 1  # (B, S)
-            return places.clamp(min=0)[:, -num_new:]
+        if key_positions is not None:
+            return key_positions[:, -num_new:]
         first = 0 if past_key_values is None else past_key_values.get_seq_length()
         places = torch.arange(num_new, device=inputs_embeds.device) + first
         return places.expand(num_rows, -1)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from mllm.model.blockwise import Blocks
+
 
 class Bucket(NamedTuple):
     """Documents of similar length, right-padded to one rectangle."""
@@ -67,6 +69,7 @@ def attention(
     *,
     documents: Documents | None = None,
     mask: torch.Tensor | None = None,
+    blocks: Blocks | None = None,
     is_causal: bool = False,
     dropout: float = 0.0,
     backend: str = "sdpa",
@@ -79,13 +82,16 @@ def attention(
         value: (B, S, H, K).
         documents: causal attention inside each document of packed rows (S = T).
         mask: bool (B, 1, T, S), True where a query may look; for decoding and left padding.
-        is_causal: causal over the whole row; excludes the two above.
+        blocks: blockwise causal attention of an input longer than trained; holds its own masks.
+        is_causal: causal over the whole row; excludes the three above.
         dropout: on the probabilities.
         backend: `sdpa`, or `flash_attn` / `xformers` for packed rows on a GPU.
 
     Returns:
         (B, T, H, K).
     """
+    if blocks is not None:
+        return blocks.attend(query, key, value, dropout)
     if documents is None:
         out = F.scaled_dot_product_attention(
             query.transpose(1, 2),

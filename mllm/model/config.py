@@ -23,8 +23,9 @@ class VisionConfig:
     num_heads: int = 16
     mlp_dim: int = 4096
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    post_layer_norm: bool = True  # ln_post on every token, CLS kept (kosmos-2 code)
+    post_layer_norm: bool = True  # ln_post on every token (kosmos-2 code)
     normalise_features: bool = True  # L2 per token (kosmos-2 code)
+    keep_cls: bool = True  # CLS stands first among the features (kosmos-2 code)
 
     def __post_init__(self) -> None:
         _check_positive(self)
@@ -40,8 +41,8 @@ class VisionConfig:
 
     @property
     def num_features(self) -> int:
-        """Patch features and CLS of one picture (P)."""
-        return (self.image_size // self.patch_size) ** 2 + 1
+        """Features of one picture (P): its patches, and CLS where it is kept."""
+        return (self.image_size // self.patch_size) ** 2 + self.keep_cls
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,13 @@ class ModelConfig:
     num_heads: int = 32
     ffn_dim: int = 8192
     position: Literal["xpos", "sinusoidal"] = "xpos"
+    # Inputs longer than seq_len: each query sees its block of seq_len / 2 positions and the one
+    # before (xPos, 3.2). Shorter ones are computed as without it.
+    blockwise_attention: bool = False
+    # One cross-attention (Kosmos-2; what the paper's parameter count allows), or Flamingo's
+    # perceiver of resampler_layers x (attention + FFN).
+    resampler: Literal["attention", "perceiver"] = "attention"
+    resampler_layers: int = 6  # of the perceiver
     num_latents: int = 64  # positions that one picture takes, without <image> and </image>
     dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -72,6 +80,8 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; xPos rotates pairs")
+        if self.blockwise_attention and (self.position != "xpos" or self.seq_len % 2):
+            raise ValueError("blockwise_attention needs position: xpos and an even seq_len")
         if self.seq_len < self.num_latents + 3:
             raise ValueError(
                 f"seq_len {self.seq_len} cannot hold one picture of num_latents "

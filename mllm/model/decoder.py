@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mllm.model.attention import Documents, attention
+from mllm.model.blockwise import Blocks, block_centres
 from mllm.model.config import ModelConfig
 from mllm.model.xpos import XPos
 
@@ -38,6 +39,7 @@ class SelfAttention(nn.Module):
         xpos: XPos | None,
         documents: Documents | None,
         mask: torch.Tensor | None,
+        blocks: Blocks | None,
         cache: Any | None,
         backend: str,
     ) -> torch.Tensor:
@@ -58,6 +60,7 @@ class SelfAttention(nn.Module):
             value,
             documents=documents,
             mask=mask,
+            blocks=blocks,
             is_causal=documents is None and mask is None,
             dropout=self.dropout if self.training else 0.0,
             backend=backend,
@@ -110,6 +113,7 @@ class Decoder(nn.Module):
         documents: Documents | None = None,
         mask: torch.Tensor | None = None,
         cache: Any | None = None,
+        key_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -118,6 +122,8 @@ class Decoder(nn.Module):
             documents: of packed rows; None means that a row is one document.
             mask: bool (B, 1, T, S), True where a query may look.
             cache: a `transformers` cache (`update(key, value, layer_index)`), or None.
+            key_positions: int64 (B, S), only for blockwise attention of padded rows; left out,
+                keys lead up to the first query without a gap.
 
         Returns:
             Hidden states (B, T, D) after the last LayerNorm.
@@ -125,20 +131,42 @@ class Decoder(nn.Module):
         config = self.config
         # Everything is scaled, pictures included (kosmos-2 code).
         hidden = embeddings * math.sqrt(config.model_dim)
-        xpos = None
+        xpos = blocks = None
         if config.position == "xpos":
-            xpos = XPos(
-                positions,
-                head_dim=config.head_dim,
-                centre=config.seq_len // 2,
-                dtype=hidden.dtype,
-            )
+            half = config.seq_len // 2
+            is_blockwise = config.blockwise_attention and documents is None
+            centre = block_centres(positions, half) if is_blockwise else half
+            xpos = XPos(positions, head_dim=config.head_dim, centre=centre, dtype=hidden.dtype)
+            if is_blockwise:
+                blocks = self._blocks(positions, key_positions, mask, cache)
         else:
             hidden = hidden + sinusoid(positions, config.model_dim).to(hidden.dtype)
         hidden = self.dropout(hidden)
         for layer in self.layers:
-            hidden = layer(hidden, xpos, documents, mask, cache, self.attention_backend)
+            hidden = layer(hidden, xpos, documents, mask, blocks, cache, self.attention_backend)
         return self.layer_norm(hidden)
+
+    def _blocks(
+        self,
+        positions: torch.Tensor,
+        key_positions: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        cache: Any | None,
+    ) -> Blocks | None:
+        """What blockwise attention needs, or None where all keys lie within the trained length."""
+        num_new = positions.shape[1]
+        num_keys = num_new + (0 if cache is None else cache.get_seq_length())
+        if mask is not None:
+            num_keys = mask.shape[-1]  # a static cache has room for more keys than there are
+        if num_keys <= self.config.seq_len:
+            return None
+        if key_positions is None:
+            steps = torch.arange(num_keys, device=positions.device)
+            key_positions = positions[:, :1] - (num_keys - num_new) + steps  # (B, S)
+        # Room without keys is masked: any position will do.
+        key_positions = F.pad(key_positions, (0, num_keys - key_positions.shape[1]))
+        half, head_dim = self.config.seq_len // 2, self.config.head_dim
+        return Blocks(positions, key_positions, mask, half=half, head_dim=head_dim)
 
 
 def sinusoid(positions: torch.Tensor, dim: int) -> torch.Tensor:

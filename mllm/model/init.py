@@ -7,6 +7,7 @@ from torch import nn
 
 from mllm.model.config import ModelConfig
 from mllm.model.multimodal import MultimodalModel
+from mllm.model.resampler import CrossAttention, PerceiverLayer, PerceiverResampler
 
 SCALED = ("fc1", "fc2", "v_proj", "out_proj")  # q_proj and k_proj keep gain 1
 
@@ -52,12 +53,21 @@ def _init_resampler(model: MultimodalModel) -> None:
     """fairseq: q, k, v Xavier-uniform with gain 1/sqrt(2), out with gain 1; queries N(0, 1)."""
     resampler = model.resampler
     resampler.dense.reset_parameters()
-    for proj in (resampler.x_attn.q_proj, resampler.x_attn.k_proj, resampler.x_attn.v_proj):
-        proj.reset_parameters()
-        nn.init.xavier_uniform_(proj.weight, 1 / math.sqrt(2))
-    nn.init.xavier_uniform_(resampler.x_attn.out_proj.weight)
-    nn.init.zeros_(resampler.x_attn.out_proj.bias)
     nn.init.normal_(resampler.latent_query)
+    for module in resampler.modules():
+        if isinstance(module, CrossAttention):
+            for proj in (module.q_proj, module.k_proj, module.v_proj):
+                proj.reset_parameters()
+                nn.init.xavier_uniform_(proj.weight, 1 / math.sqrt(2))
+            nn.init.xavier_uniform_(module.out_proj.weight)
+            nn.init.zeros_(module.out_proj.bias)
+        elif isinstance(module, PerceiverLayer):
+            for linear in (module.fc1, module.fc2):
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.zeros_(linear.bias)
+    if isinstance(resampler, PerceiverResampler):
+        # Latents start at the scale of token embeddings: both meet sqrt(D) next.
+        nn.init.constant_(resampler.norm.weight, model.config.model_dim**-0.5)
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,7 @@ from mllm.model.attention import Documents
 from mllm.model.config import ModelConfig
 from mllm.model.decoder import Decoder
 from mllm.model.loss import LanguageHead
-from mllm.model.resampler import AttentionResampler
+from mllm.model.resampler import AttentionResampler, PerceiverResampler
 from mllm.model.vision import VisionEncoder
 
 
@@ -23,7 +23,8 @@ class MultimodalModel(nn.Module):
         super().__init__()
         self.config = config
         self.vision = VisionEncoder(config.vision)
-        self.resampler = AttentionResampler(config)
+        is_perceiver = config.resampler == "perceiver"
+        self.resampler = (PerceiverResampler if is_perceiver else AttentionResampler)(config)
         self.decoder = Decoder(config)
         self.head = LanguageHead(self.decoder.embed_tokens)
 

@@ -35,9 +35,11 @@ class VisionEncoder(nn.Module):
             pixels: float (I, 3, S, S), normalised with CLIP's mean and deviation.
 
         Returns:
-            Patch features (I, P, width): CLS first; LayerNorm and L2 norm as configured.
+            Patch features (I, P, width): CLS first; CLS, LayerNorm and L2 norm as configured.
         """
-        features = self.vision_model(pixels).last_hidden_state
+        features = self.vision_model(pixels).last_hidden_state  # (I, 1 + patches, width)
+        if not self.config.keep_cls:
+            features = features[:, 1:]
         if self.config.post_layer_norm:
             features = self.vision_model.post_layernorm(features)
         if self.config.normalise_features:
@@ -51,10 +53,9 @@ class VisionEncoder(nn.Module):
         reading here is the last block and ln_post.
         """
         blocks = self.vision_model.encoder.layers
-        if train_last_blocks >= len(blocks):
-            return
-        self.requires_grad_(False)
-        if train_last_blocks > 0:
-            for block in blocks[-train_last_blocks:]:
-                block.requires_grad_(True)
-            self.vision_model.post_layernorm.requires_grad_(self.config.post_layer_norm)
+        num_trained = min(max(train_last_blocks, 0), len(blocks))
+        self.requires_grad_(num_trained == len(blocks))
+        for block in blocks[len(blocks) - num_trained :]:
+            block.requires_grad_(True)
+        is_used = self.config.post_layer_norm and num_trained > 0
+        self.vision_model.post_layernorm.requires_grad_(is_used)
