@@ -1,7 +1,7 @@
 """`mllm chat`: talk with an exported model in the terminal, pictures anywhere in a turn.
 
 A model trained on documents does not follow instructions; it goes on with text. So a turn is put
-in the form of the documents that it knows (`mllm.hf.processing_mllm.completion_prompt`): text that
+in the form of the documents that it knows (`mllm.hf.messages.completion_turns`): text that
 ends in `?` becomes `Question: ... Answer:`, other text stands as it is, and a picture without text
 (`/image cat.png`) is followed by `An image of`. An answer ends at `</s>` or at a line's end.
 """

@@ -10,7 +10,10 @@ Three ways in:
   string stands for the next picture, so the string must be the caller's own.
 
 Every row is `<s>`, then for a picture `<image>`, `num_latents` slots and `</image>`, for a string
-its tokens, for `END_OF_DOCUMENT` the token `</s>`.
+its tokens, for `END_OF_DOCUMENT` the token `</s>`. With `return_labels=True` a row is a training
+document: `</s>` closes it, padding stands on the right, and `labels` mark what the trainer scores.
+
+A row is never cut, because a picture could be: `truncation` and `max_length` only refuse.
 """
 
 from dataclasses import dataclass
@@ -24,9 +27,11 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from mllm.hf.image_processing_mllm import Picture
+from mllm.hf.messages import completion_turns
 from tokenizer.specials import BOI_ID, BOS_ID, EOI_ID, EOS_ID, PAD_ID, SLOT_ID
 
 IMAGE_PLACEHOLDER = "<image>"
+IGNORED = -100  # a label without loss
 
 
 class Mark(Enum):
@@ -44,10 +49,11 @@ PromptSegment = str | Image.Image | bytes | Path | np.ndarray | Mark
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """One row before padding: its ids, and its pictures in slot order."""
+    """One row before padding."""
 
     token_ids: list[int]
-    pictures: list[Picture]
+    pictures: list[Picture]  # in slot order
+    is_scored: list[bool]  # a token each: it counts as a target in training
 
 
 class MllmProcessor(ProcessorMixin):
@@ -71,73 +77,121 @@ class MllmProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "image_slot_mask", "pixel_values"]
 
-    def encode(self, segments: list[PromptSegment]) -> EncodedPrompt:
-        """Ids of one row, `<s>` first. Each string is tokenised by itself, as in training."""
-        token_ids: list[int] = [BOS_ID]
+    def encode(
+        self,
+        segments: list[PromptSegment],
+        is_answer: list[bool] | None = None,
+        is_closed: bool = False,
+    ) -> EncodedPrompt:
+        """Ids of one row, `<s>` first. Each string is tokenised by itself, as in training.
+
+        Args:
+            is_answer: a segment each, whether its text is scored; None: all text is.
+            is_closed: `</s>` follows at the end. `</s>` is scored where the text before it is.
+        """
+        token_ids, is_scored = [BOS_ID], [False]
         pictures: list[Picture] = []
-        for segment in segments:
+        ends_scored = False
+        items = [*segments, END_OF_DOCUMENT] if is_closed else segments
+        for i, segment in enumerate(items):
             if isinstance(segment, str):
-                token_ids += self.tokenizer.encode_text(segment)
+                ends_scored = is_answer is None or is_answer[i]
+                ids, scored = self.tokenizer.encode_text(segment), ends_scored
             elif isinstance(segment, Mark):
-                token_ids.append(segment.value)
+                ids, scored = [segment.value], ends_scored
             else:
-                token_ids += [BOI_ID, *[SLOT_ID] * self.num_latents, EOI_ID]
+                ids, scored = [BOI_ID, *[SLOT_ID] * self.num_latents, EOI_ID], False
                 pictures.append(segment)
-        return EncodedPrompt(token_ids, pictures)
+            token_ids += ids
+            is_scored += [scored] * len(ids)
+        return EncodedPrompt(token_ids, pictures, is_scored)
 
     def collate(
         self,
         prompts: list[EncodedPrompt],
         padding_side: str | None = None,
         return_tensors: str | None = "pt",
+        padding: bool | str = True,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        return_labels: bool = False,
     ) -> BatchFeature:
         """A padded batch of B rows of T positions with I pictures, row by row.
 
         Args:
-            padding_side: `left` for generation (the default), `right` for training.
+            padding_side: left out, it is `left` for generation and `right` with labels.
+            padding: True or `longest`; `max_length` for rows of that many positions; False where
+                all rows are equally long.
+            truncation: True refuses rows longer than `max_length`, or than the model's context.
+            max_length: longest row that is taken.
+            return_labels: adds `labels`.
 
         Returns:
             `input_ids` int64 (B, T), `attention_mask` int64 (B, T), `image_slot_mask` bool (B, T);
-            with pictures also `pixel_values` float32 (I, 3, S, S).
+            with pictures also `pixel_values` float32 (I, 3, S, S); `labels` int64 (B, T), not
+            shifted, -100 where nothing is scored.
+
+        Raises:
+            ValueError: a row is too long, or rows of several lengths are not to be padded.
         """
-        side = padding_side or self.tokenizer.padding_side
-        longest = max(len(prompt.token_ids) for prompt in prompts)
-        input_ids, attention_mask = [], []
-        for prompt in prompts:
-            padding = longest - len(prompt.token_ids)
-            pads, ones = [PAD_ID] * padding, [1] * len(prompt.token_ids)
-            if side == "left":
-                input_ids.append(pads + prompt.token_ids)
-                attention_mask.append([0] * padding + ones)
-            else:
-                input_ids.append(prompt.token_ids + pads)
-                attention_mask.append(ones + [0] * padding)
+        lengths = [len(prompt.token_ids) for prompt in prompts]
+        width = self._width(lengths, padding, truncation, max_length)
+        side = padding_side or ("right" if return_labels else self.tokenizer.padding_side)
+
+        def padded(row: list[Any], filler: Any) -> list[Any]:
+            filling = [filler] * (width - len(row))
+            return filling + row if side == "left" else row + filling
+
+        input_ids = [padded(prompt.token_ids, PAD_ID) for prompt in prompts]
         data: dict[str, Any] = {
             "input_ids": input_ids,
-            "attention_mask": attention_mask,
+            "attention_mask": [padded([1] * length, 0) for length in lengths],
             "image_slot_mask": [[token_id == SLOT_ID for token_id in row] for row in input_ids],
         }
+        if return_labels:
+            data["labels"] = [
+                padded(np.where(prompt.is_scored, prompt.token_ids, IGNORED).tolist(), IGNORED)
+                for prompt in prompts
+            ]
         pictures = [picture for prompt in prompts for picture in prompt.pictures]
         if pictures:
             data |= self.image_processor(pictures, return_tensors=return_tensors)
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def from_segments(
+    def _width(
         self,
-        rows: list[list[PromptSegment]],
-        padding_side: str | None = None,
-        return_tensors: str | None = "pt",
+        lengths: list[int],
+        padding: bool | str,
+        truncation: bool | str | None,
+        max_length: int | None,
+    ) -> int:
+        """Positions of every row of a batch."""
+        fills_up = padding == "max_length"
+        if max_length is None and (fills_up or truncation not in (None, False, "do_not_truncate")):
+            max_length = self.tokenizer.model_max_length
+        for row, length in enumerate(lengths):
+            if max_length is not None and length > max_length:
+                raise ValueError(
+                    f"row {row} has {length} tokens, max_length is {max_length}: a row is never "
+                    "cut, because a picture could be; shorten its text"
+                )
+        if padding in (False, "do_not_pad") and len(set(lengths)) > 1:
+            raise ValueError(
+                f"rows of {sorted(set(lengths))} tokens need padding=True to form a batch"
+            )
+        if padding not in (True, False, "longest", "max_length", "do_not_pad"):
+            raise ValueError(f"padding {padding!r}: True, False, 'longest' or 'max_length'")
+        return max_length if fills_up and max_length is not None else max(lengths)
+
+    def from_segments(
+        self, rows: list[list[PromptSegment]], return_labels: bool = False, **settings: Any
     ) -> BatchFeature:
-        """A batch from segments in order; see `collate` for what comes back."""
-        return self.collate([self.encode(row) for row in rows], padding_side, return_tensors)
+        """A batch from segments in order; see `collate` for `settings` and what comes back."""
+        prompts = [self.encode(row, is_closed=return_labels) for row in rows]
+        return self.collate(prompts, return_labels=return_labels, **settings)
 
     def __call__(  # type: ignore[override]
-        self,
-        images: Any = None,
-        text: str | list[str] | None = None,
-        padding: bool | str = True,
-        padding_side: str | None = None,
-        return_tensors: str | None = "pt",
+        self, images: Any = None, text: str | list[str] | None = None, **settings: Any
     ) -> BatchFeature:
         """A batch from strings in which `<image>` stands for the next of `images`.
 
@@ -145,8 +199,7 @@ class MllmProcessor(ProcessorMixin):
             images: one picture, a flat list for all rows in order, or one list a row.
             text: one string or one a row. Never put other people's text in it: use
                 `apply_chat_template` or `from_segments` for that.
-            padding: rows of a batch are always padded to the longest; False is only possible where
-                all rows are equally long.
+            settings: as of `collate`.
 
         Raises:
             ValueError: the number of `<image>` and of pictures differ (both are named).
@@ -154,31 +207,15 @@ class MllmProcessor(ProcessorMixin):
         if text is None:
             raise ValueError("MllmProcessor needs `text`: one string or a list of strings")
         texts = [text] if isinstance(text, str) else list(text)
-        pictures = flat_pictures(images, texts)
-        rows, used = [], 0
+        pictures = iter(flat_pictures(images, texts))
+        rows = []
         for line in texts:
-            row: list[PromptSegment] = []
-            for i, piece in enumerate(line.split(IMAGE_PLACEHOLDER)):
-                if i > 0:
-                    row.append(pictures[used])
-                    used += 1
-                if piece:
-                    row.append(piece)
-            rows.append(row)
-        return self._batch(rows, padding, padding_side, return_tensors)
-
-    def _batch(
-        self,
-        rows: list[list[PromptSegment]],
-        padding: bool | str,
-        padding_side: str | None,
-        return_tensors: str | None,
-    ) -> BatchFeature:
-        prompts = [self.encode(row) for row in rows]
-        lengths = {len(prompt.token_ids) for prompt in prompts}
-        if padding is False and len(lengths) > 1:
-            raise ValueError(f"rows of {sorted(lengths)} tokens need padding=True to form a batch")
-        return self.collate(prompts, padding_side, return_tensors)
+            first, *others = line.split(IMAGE_PLACEHOLDER)
+            row: list[PromptSegment] = [first]
+            for piece in others:
+                row += [next(pictures), piece]
+            rows.append([segment for segment in row if not _is_empty(segment)])
+        return self.from_segments(rows, **settings)
 
     def apply_chat_template(  # type: ignore[override]
         self,
@@ -187,20 +224,20 @@ class MllmProcessor(ProcessorMixin):
         continue_final_message: bool = False,
         tokenize: bool = True,
         return_dict: bool = True,
-        padding: bool | str = True,
-        padding_side: str | None = None,
-        return_tensors: str | None = "pt",
+        return_labels: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> Any:
-        """A batch from messages; see `completion_prompt` for the form they take.
+        """A batch from messages; see `mllm.hf.messages.completion_turns` for the form they take.
 
         Args:
             add_generation_prompt: False only where the assistant's words come last: a user's turn
                 always ends by asking for an answer.
             continue_final_message: True only there too; the model goes on with those words.
-            padding: as in `__call__`.
-            processor_kwargs: more of `padding`, `padding_side`, `return_tensors`, as
-                `transformers`' pipeline gives them.
+            return_labels: the conversation is a training document, of which the assistant's words
+                are scored.
+            processor_kwargs: more settings, as `transformers`' pipeline gives them.
+            settings: as of `collate`.
 
         Raises:
             ValueError: `tokenize=False`. Segments become ids at once; a string in between could not
@@ -220,16 +257,19 @@ class MllmProcessor(ProcessorMixin):
                 "after a user's turn the template always asks for an answer: "
                 "add_generation_prompt=True, continue_final_message=False"
             )
-        settings = {
-            "padding": padding,
-            "padding_side": padding_side,
-            "return_tensors": return_tensors,
-        }
-        batch = self._batch(
-            [completion_prompt(messages) for messages in conversations],
-            **settings | (processor_kwargs or {}),
-        )
+        settings = {"return_labels": return_labels, **settings, **(processor_kwargs or {})}
+        prompts = []
+        for messages in conversations:
+            turns = completion_turns(messages)
+            segments = [segment for turn in turns for segment in turn.segments]
+            is_answer = [turn.is_answer for turn in turns for _ in turn.segments]
+            prompts.append(self.encode(segments, is_answer, is_closed=settings["return_labels"]))
+        batch = self.collate(prompts, **settings)
         return batch if return_dict else batch["input_ids"]
+
+
+def _is_empty(segment: PromptSegment) -> bool:
+    return isinstance(segment, str) and not segment
 
 
 def flat_pictures(images: Any, texts: list[str]) -> list[Picture]:
@@ -253,56 +293,3 @@ def flat_pictures(images: Any, texts: list[str]) -> list[Picture]:
             f"the text has {sum(counts)} {IMAGE_PLACEHOLDER} but {len(images)} images were given"
         )
     return list(images)
-
-
-def completion_prompt(messages: list[dict[str, Any]]) -> list[PromptSegment]:
-    """The segments that a model trained on documents, not on instructions, is given to go on with.
-
-    A user's text that ends in `?` becomes `Question: ... Answer:`; other text stands as it is; a
-    turn of pictures alone ends in `An image of`. The assistant's words follow after a space, and
-    the next turn's text begins on a new line: the form of the question-answer documents that such
-    a model was trained on.
-
-    Args:
-        messages: `{"role": "user" | "assistant" | "system", "content": a text or a content list}`;
-            a list holds `{"type": "text", "text": ...}` and `{"type": "image", "image": picture}`.
-    """
-    segments: list[PromptSegment] = []
-    for message in messages:
-        turn = content_segments(message["content"])
-        if message["role"] == "assistant":
-            segments += [" " + item if isinstance(item, str) else item for item in turn]
-            continue
-        places = [i for i, item in enumerate(turn) if isinstance(item, str)]
-        if places:
-            last = turn[places[-1]]
-            if last.endswith("?"):
-                turn[places[-1]] = f"Question: {last} Answer:"
-        elif turn:
-            places = [len(turn)]
-            turn.append("An image of")
-        if segments and places:
-            turn[places[0]] = f"\n{turn[places[0]]}"
-        segments += turn
-    return segments
-
-
-def content_segments(content: str | list[dict[str, Any]]) -> list[Any]:
-    """Texts (stripped, empty ones dropped) and pictures of one message, in order."""
-    items = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    segments: list[Any] = []
-    for item in items:
-        match item:
-            case {"type": "text", "text": str(text)}:
-                if text.strip():
-                    segments.append(text.strip())
-            case {"type": "image", "image": picture}:
-                segments.append(Path(picture) if isinstance(picture, str) else picture)
-            case {"type": "image", "path": path}:
-                segments.append(Path(path))
-            case _:
-                raise ValueError(
-                    f"content item with keys {sorted(item)} is neither a text nor a picture given "
-                    "as `image` or `path`; nothing is fetched from the network"
-                )
-    return segments

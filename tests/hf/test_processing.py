@@ -5,8 +5,11 @@ import pytest
 import torch
 from transformers import pipeline
 
-from mllm.hf.processing_mllm import END_OF_DOCUMENT, completion_prompt
+from corpora.document import Document, ImageSegment, TextSegment
+from mllm.hf.messages import completion_turns
+from mllm.hf.processing_mllm import END_OF_DOCUMENT
 from mllm.images import normalise, open_picture, to_pixels
+from mllm.stream.encode import encode as encode_document
 from tests.hf.tiny import picture, png
 from tokenizer.specials import (
     BOI_ID,
@@ -191,7 +194,9 @@ def test_the_completion_template_is_the_form_of_question_answer_documents():
         {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
         {"role": "user", "content": [{"type": "image", "image": two}]},
     ]
-    assert completion_prompt(messages) == [
+    turns = completion_turns(messages)
+    assert [turn.is_answer for turn in turns] == [False, True, False, True, False]
+    assert [segment for turn in turns for segment in turn.segments] == [
         one,
         "Question: what shape is it? Answer:",
         " circle",
@@ -200,6 +205,113 @@ def test_the_completion_template_is_the_form_of_question_answer_documents():
         two,
         "\nAn image of",
     ]
+
+
+def trained(tiny, *documents):
+    """What the trainer's stream makes of documents: ids and targets, a row each."""
+    return [encode_document(document, tiny.tokenizer, 4) for document in documents]
+
+
+def assert_labels_are_the_trainers(batch, sequences):
+    for ids, mask, labels, sequence in zip(
+        batch["input_ids"], batch["attention_mask"], batch["labels"], sequences, strict=True
+    ):
+        length = len(sequence.token_ids)
+        assert mask.tolist() == [1] * length + [0] * (len(mask) - length)  # padded on the right
+        assert ids[:length].tolist() == sequence.token_ids.tolist()
+        assert (labels[length:] == -100).all()
+        assert ((labels[:length] != -100).numpy() == sequence.is_scored).all()
+        assert torch.equal(labels[labels != -100], ids[labels != -100])
+
+
+def test_labels_mark_what_the_trainer_scores(tiny):
+    sequences = trained(
+        tiny,
+        Document("a", (ImageSegment(png(1)), TextSegment("An image of"), ImageSegment(png(2)))),
+        Document("b", (TextSegment("a red apple, an owl"),)),
+    )
+    rows = [[png(1), "An image of", png(2)], ["a red apple, an owl"]]
+    segments = tiny.processor.from_segments(rows, return_labels=True)
+    string = tiny.processor(
+        text=["<image>An image of<image>", "a red apple, an owl"],
+        images=[png(1), png(2)],
+        return_labels=True,
+    )
+    for batch in (segments, string):
+        assert_labels_are_the_trainers(batch, sequences)
+
+
+def test_of_a_conversation_only_the_answers_are_labels(tiny):
+    document = Document(
+        "a",
+        (
+            ImageSegment(png(1)),
+            TextSegment("Question: is it red? Answer:", is_scored=False),
+            TextSegment(" no, blue"),
+            TextSegment("\nQuestion: a circle? Answer:", is_scored=False),
+            TextSegment(" no"),
+        ),
+    )
+    image = {"type": "image", "image": png(1)}
+    messages = [
+        {"role": "user", "content": [image, {"type": "text", "text": "is it red?"}]},
+        {"role": "assistant", "content": "no, blue"},
+        {"role": "user", "content": "a circle?"},
+        {"role": "assistant", "content": "no"},
+    ]
+    batch = tiny.processor.apply_chat_template(messages, return_labels=True)
+    assert_labels_are_the_trainers(batch, trained(tiny, document))
+
+
+def test_the_loss_of_a_padded_batch_with_labels_is_the_trainers(tiny):
+    """Sum over shifted targets by the loss head, divided by their count, document by document."""
+    rows = [[png(1), "An image of a red square"], ["a red apple"], [png(2), "red", png(3), "owl"]]
+    batch = tiny.processor.from_segments(rows, return_labels=True)
+    total, count = 0.0, 0
+    engine = tiny.engine
+    with torch.no_grad():
+        loss = tiny.model(**batch).loss.item()
+        for row in rows:
+            segments = [TextSegment(s) if isinstance(s, str) else ImageSegment(s) for s in row]
+            (sequence,) = trained(tiny, Document("a", tuple(segments)))
+            ids = torch.tensor(sequence.token_ids, dtype=torch.long)[None]
+            latents = None
+            if sequence.images:
+                pixels = tiny.processor.image_processor(list(sequence.images))["pixel_values"]
+                latents = engine.encode_images(pixels)
+            embeddings = engine.embed(ids, ids == SLOT_ID, latents)
+            hidden = engine.decoder(embeddings, torch.arange(ids.shape[1])[None])
+            loss_mask = torch.tensor(sequence.is_scored)[None, 1:]
+            row_total, _ = engine.head(hidden[:, :-1][loss_mask], ids[:, 1:][loss_mask])
+            total, count = total + row_total.item(), count + int(loss_mask.sum())
+    assert loss == pytest.approx(total / count, abs=1e-5)
+
+
+def test_a_row_is_filled_up_but_never_cut(tiny):
+    row = [picture(1), "An image of a red square"]
+    length = tiny.processor.from_segments([row])["input_ids"].shape[1]
+    for side, place in (("left", -length), ("right", 0)):
+        batch = tiny.processor.from_segments(
+            [row], padding="max_length", max_length=40, padding_side=side
+        )
+        assert batch["input_ids"].shape == (1, 40)
+        assert batch["attention_mask"].sum() == length
+        assert batch["input_ids"][0, place] == BOS_ID
+    fitting = tiny.processor.from_segments([row], truncation=True, max_length=length)
+    assert fitting["input_ids"].shape == (1, length)
+    for settings in (
+        {"truncation": True, "max_length": length - 1},
+        {"padding": "max_length", "max_length": length - 1},
+        {"max_length": 3},
+    ):
+        with pytest.raises(ValueError, match=f"row 0 has {length} tokens, max_length is .* never"):
+            tiny.processor.from_segments([row], **settings)
+    with pytest.raises(ValueError, match=r"row 0 has .* max_length is 128"):
+        tiny.processor(text="red " * 200, truncation=True)
+    with pytest.raises(ValueError, match="padding 'most'"):
+        tiny.processor(text="red", padding="most")
+    with pytest.raises(ValueError, match=r"rows of \[\d+, \d+\] tokens need padding=True"):
+        tiny.processor(text=["a", "red red red"], padding=False)
 
 
 def test_tokenizer_ids_and_text_equal_the_trainers(tiny):

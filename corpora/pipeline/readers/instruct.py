@@ -1,7 +1,7 @@
 """Instruction data as turns: only what the assistant says is scored.
 
 The texts of turns stand one after the other, as the stream joins them: the assistant's begins with
-a space, a later turn's with a new line, as `completion_prompt` puts them for chat.
+a space, a later turn's with a new line, as `completion_turns` puts them for chat.
 """
 
 from collections.abc import Iterator

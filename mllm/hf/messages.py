@@ -1,0 +1,65 @@
+"""Chat messages to segments: the form that a model trained on documents is asked in."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Turn(NamedTuple):
+    """One message: texts and pictures in order."""
+
+    segments: list[Any]
+    is_answer: bool  # the assistant's words: what is scored when labels are asked for
+
+
+def completion_turns(messages: list[dict[str, Any]]) -> list[Turn]:
+    """What a model trained on documents, not on instructions, is given to go on with.
+
+    A user's text that ends in `?` becomes `Question: ... Answer:`; other text stands as it is; a
+    turn of pictures alone ends in `An image of`. The assistant's words follow after a space, and
+    the next turn's text begins on a new line: the form of the question-answer documents that such
+    a model was trained on.
+
+    Args:
+        messages: `{"role": "user" | "assistant" | "system", "content": a text or a content list}`;
+            a list holds `{"type": "text", "text": ...}` and `{"type": "image", "image": picture}`.
+    """
+    turns: list[Turn] = []
+    for message in messages:
+        segments = content_segments(message["content"])
+        if message["role"] == "assistant":
+            words = [" " + item if isinstance(item, str) else item for item in segments]
+            turns.append(Turn(words, is_answer=True))
+            continue
+        places = [i for i, item in enumerate(segments) if isinstance(item, str)]
+        if places:
+            last = segments[places[-1]]
+            if last.endswith("?"):
+                segments[places[-1]] = f"Question: {last} Answer:"
+        elif segments:
+            places = [len(segments)]
+            segments.append("An image of")
+        if places and any(turn.segments for turn in turns):
+            segments[places[0]] = f"\n{segments[places[0]]}"
+        turns.append(Turn(segments, is_answer=False))
+    return turns
+
+
+def content_segments(content: str | list[dict[str, Any]]) -> list[Any]:
+    """Texts (stripped, empty ones dropped) and pictures of one message, in order."""
+    items = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    segments: list[Any] = []
+    for item in items:
+        match item:
+            case {"type": "text", "text": str(text)}:
+                if text.strip():
+                    segments.append(text.strip())
+            case {"type": "image", "image": picture}:
+                segments.append(Path(picture) if isinstance(picture, str) else picture)
+            case {"type": "image", "path": path}:
+                segments.append(Path(path))
+            case _:
+                raise ValueError(
+                    f"content item with keys {sorted(item)} is neither a text nor a picture given "
+                    "as `image` or `path`; nothing is fetched from the network"
+                )
+    return segments
