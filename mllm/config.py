@@ -94,6 +94,10 @@ class TrainConfig:
     weight_decay: float = 0.01  # on every trainable parameter, as in the paper's code
     gradient_clip: float = 2.0  # global L2 norm; 0 switches it off
     train_last_blocks: int = 1  # of the vision encoder; the number of its blocks: all of it
+    # The next three change what a step costs, not what it computes.
+    attention_backend: Literal["sdpa", "flash_attn", "xformers"] = "sdpa"  # of packed rows
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"  # per block
+    compile: bool = False  # torch.compile of the decoder's block, at the first step
     vision_lr_scale: float = 1.0  # peak_lr of the vision encoder, as a multiple
     checkpoint_every: PositiveInt = 100  # steps
     keep_checkpoints: PositiveInt = 2
@@ -124,6 +128,8 @@ class Config:
     stage: Literal["vision", "pretrain"] = "pretrain"
     seed: int = 0
     init_from: str | None = None  # run, checkpoint or export folder; weights only
+    # CLIP's, for a new run: a `transformers` folder or an open_clip / OpenAI state dict.
+    vision_weights: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
@@ -139,6 +145,7 @@ class Config:
 ALLOWED_ON_RESUME = {
     "run_dir",
     "init_from",  # read at step 0 only
+    "vision_weights",  # likewise
     "data.num_workers",
     "data.index_dir",
     "data.exclude_steps",  # from the resume point on; the stream refuses others
@@ -151,6 +158,9 @@ ALLOWED_ON_RESUME = {
     "train.max_skipped_steps",
     "train.max_bad_samples",
     "train.tensorboard",
+    "train.attention_backend",
+    "train.activation_checkpointing",
+    "train.compile",
 }
 WARNED_ON_RESUME = {
     "train.num_steps": "the learning-rate schedule bends here",

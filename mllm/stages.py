@@ -21,6 +21,7 @@ from mllm.stream.batch import Batch
 from mllm.stream.pairs import PairBatch, PairStream
 from mllm.stream.source import Source
 from mllm.stream.stream import TokenStream, stream_settings
+from mllm.vision_weights import load_vision_weights
 from tokenizer.tokenizer import Tokenizer
 
 # A stage validates with a function from the engine to named scores.
@@ -72,7 +73,14 @@ def _prepare(config: Config) -> Callable[[Any], Any]:
 def _pretrain(config: Config) -> Stage:
     stream = TokenStream.from_config(config)
     model = build(config.model, config.seed)
+    if config.vision_weights:
+        load_vision_weights(model.vision, config.vision_weights)
     model.vision.freeze(config.train.train_last_blocks)
+    model.set_execution(
+        attention_backend=config.train.attention_backend,
+        activation_checkpointing=config.train.activation_checkpointing,
+        compile=config.train.compile,
+    )
     names = stream.source_names
 
     def totals(batch: Batch, losses: torch.Tensor) -> list[float]:

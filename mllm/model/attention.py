@@ -111,6 +111,7 @@ def attention(
     raise ValueError(f"attention backend {backend!r}; one of sdpa, flash_attn, xformers")
 
 
+@torch.compiler.disable  # its shapes change with every batch
 def _packed_sdpa(
     query: torch.Tensor,
     key: torch.Tensor,

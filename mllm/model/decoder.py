@@ -15,6 +15,7 @@ from torch import nn
 from mllm.model.attention import Documents, attention
 from mllm.model.blockwise import Blocks, block_centres
 from mllm.model.config import ModelConfig
+from mllm.model.execution import Checkpointing, run_block
 from mllm.model.xpos import XPos
 
 SINUSOIDAL_OFFSET = 2  # fairseq: the padding id 1, plus 1
@@ -99,7 +100,9 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        # How layers are run, set by the trainer; results are the same.
         self.attention_backend = "sdpa"
+        self.activation_checkpointing: Checkpointing = "none"
         self.embed_tokens = nn.Embedding(config.vocab_size, config.model_dim)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
         self.layer_norm = nn.LayerNorm(config.model_dim, eps=config.layer_norm_eps)
@@ -142,8 +145,9 @@ class Decoder(nn.Module):
         else:
             hidden = hidden + sinusoid(positions, config.model_dim).to(hidden.dtype)
         hidden = self.dropout(hidden)
+        context = (xpos, documents, mask, blocks, cache, self.attention_backend)
         for layer in self.layers:
-            hidden = layer(hidden, xpos, documents, mask, blocks, cache, self.attention_backend)
+            hidden = run_block(layer, self.activation_checkpointing, hidden, *context)
         return self.layer_norm(hidden)
 
     def _blocks(

@@ -11,6 +11,7 @@ from torch import nn
 from mllm.model.attention import Documents
 from mllm.model.config import ModelConfig
 from mllm.model.decoder import Decoder
+from mllm.model.execution import Checkpointing
 from mllm.model.loss import LanguageHead
 from mllm.model.resampler import AttentionResampler, PerceiverResampler
 from mllm.model.vision import VisionEncoder
@@ -27,6 +28,25 @@ class MultimodalModel(nn.Module):
         self.resampler = (PerceiverResampler if is_perceiver else AttentionResampler)(config)
         self.decoder = Decoder(config)
         self.head = LanguageHead(self.decoder.embed_tokens)
+
+    def set_execution(
+        self, *, attention_backend: str, activation_checkpointing: Checkpointing, compile: bool
+    ) -> None:
+        """How training runs the blocks: what a step costs, not what it computes.
+
+        Args:
+            attention_backend: of packed rows; see `attention`.
+            activation_checkpointing: see `run_block`; the vision encoder has no `selective` and
+                keeps its blocks' inputs alone.
+            compile: compiles each block of the decoder at its first call.
+        """
+        self.decoder.attention_backend = attention_backend
+        self.decoder.activation_checkpointing = activation_checkpointing
+        if activation_checkpointing != "none":
+            self.vision.vision_model.activation_checkpointing_enable({"use_reentrant": False})
+        if compile:
+            for layer in self.decoder.layers:
+                layer.compile()
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised pixels (I, 3, S, S) to latents (I, L, D)."""

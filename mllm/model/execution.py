@@ -1,0 +1,49 @@
+"""How a training step runs the decoder's layers: none of it changes what they compute.
+
+Letters: as in decoder.py.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
+
+Checkpointing = Literal["none", "selective", "full"]
+
+# Products of matrices, and attention: what `selective` keeps. All else (norms, GELU, rotations,
+# copies) is computed again in the backward pass.
+KEPT = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+}
+
+
+def _policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    is_kept = operation in KEPT
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _selective() -> tuple[AbstractContextManager, AbstractContextManager]:
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def run_block(block: Callable[..., torch.Tensor], mode: Checkpointing, *args: Any) -> torch.Tensor:
+    """`block(*args)`, its activations kept (`none`), in part, or only its inputs (`full`).
+
+    Dropout draws the same numbers in the second computation: torch's generators are put back.
+    """
+    if mode == "none" or not torch.is_grad_enabled():
+        return block(*args)
+    context_fn = _selective if mode == "selective" else noop_context_fn
+    return checkpoint(block, *args, use_reentrant=False, context_fn=context_fn)
