@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from corpora.storage import is_remote
+from corpora.transfer import transfer_line, transfer_report
 from mllm.command import Parser, print_json, stdout_is_json
 from mllm.errors import UserError
 
@@ -17,6 +19,7 @@ examples:
   mllm corpora demo --out runs/other/corpus --exclude names.txt
   mllm corpora import pairs captions_train2017.json --image-dir train2017 --out runs/coco
   mllm corpora index /data/cc3m --index-dir /scratch/cc3m-index
+  mllm corpora index s3://bucket/cc3m --index-dir /scratch/cc3m-index --workers 8
   mllm corpora lint runs/demo/corpus/pairs/train
   mllm corpora stats runs/demo/corpus/interleaved/train --json
 """
@@ -62,13 +65,30 @@ def build_parser() -> Parser:
         verb = verbs.add_parser(
             name, help=text, description=text, epilog=f"example:\n  mllm corpora {name} DIR --json"
         )
-        verb.add_argument("corpus_dir", type=Path, metavar="DIR")
+        verb.add_argument("corpus_dir", type=_place, metavar="DIR", help="a folder or URL")
         verb.add_argument(
             "--index-dir", type=Path, metavar="D", help="where the index lies (default: DIR/index)"
         )
+    for name in ("index", "lint"):
+        verbs.choices[name].add_argument(
+            "--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)"
+        )
+    verbs.choices["lint"].add_argument(
+        "--out", type=Path, metavar="FILE", help="write every finding to FILE, a JSON line each"
+    )
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
+
+
+def _place(text: str) -> str | Path:
+    return text if is_remote(text) else Path(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
 
 
 def main(argv: list[str]) -> int:
@@ -81,6 +101,8 @@ def main(argv: list[str]) -> int:
     run = {"demo": _demo, "index": _index, "lint": _lint, "stats": _stats}[arguments.verb]
     with stdout_is_json() if arguments.json else contextlib.nullcontext(), _disk_errors():
         result, lines, exit_code = run(arguments)
+        if is_remote(getattr(arguments, "corpus_dir", "")):
+            result, lines = result | {"transfer": transfer_report()}, [*lines, transfer_line()]
     if arguments.json:
         print_json(result)
     else:
@@ -107,19 +129,20 @@ def _index(arguments: argparse.Namespace) -> tuple[Any, list[str], int]:
     from corpora.index import build_index
     from corpora.reader import Corpus
 
-    problems = build_index(arguments.corpus_dir, arguments.index_dir)
+    problems = build_index(arguments.corpus_dir, arguments.index_dir, arguments.workers)
     corpus = Corpus(arguments.corpus_dir, arguments.index_dir)
     result = {
         "corpus": str(arguments.corpus_dir),
         "index": str(corpus.index_dir),
         "fingerprint": corpus.fingerprint,
         "samples": len(corpus),
-        "bad_samples": len(problems),
+        "bad_samples": corpus.num_bad_samples,
         "problems": problems[:20],
     }
     lines = [f"{corpus.index_dir}: {len(corpus):,} samples, fingerprint {corpus.fingerprint}"]
     if problems:
-        lines.append(f"{len(problems):,} samples will be masked; `mllm corpora lint` names them")
+        masked = f"{corpus.num_bad_samples:,} samples will be masked"
+        lines.append(f"{masked}; `mllm corpora lint` names them")
         lines += [f"  {problem}" for problem in problems[:5]]
     return result, lines, 0
 
@@ -127,8 +150,9 @@ def _index(arguments: argparse.Namespace) -> tuple[Any, list[str], int]:
 def _lint(arguments: argparse.Namespace) -> tuple[Any, list[str], int]:
     from corpora.lint import lint
 
-    report = lint(arguments.corpus_dir, arguments.index_dir)
-    lines = [f"{arguments.corpus_dir}: {report.num_samples:,} samples"]
+    report = lint(arguments.corpus_dir, arguments.index_dir, arguments.workers, arguments.out)
+    counts = f"{report.num_samples:,} samples in {report.num_shards:,} shards"
+    lines = [f"{arguments.corpus_dir}: {counts}"]
     lines += [f"  error: {kind}: {count:,}" for kind, count in report.errors.items()]
     lines += [f"  warning: {kind}: {count:,}" for kind, count in report.warnings.items()]
     lines += [f"    {example}" for example in report.examples]
@@ -166,10 +190,12 @@ def _shown(value: Any) -> str:
 
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
-    """A full or closed disk is the user's to mend: one line, no traceback."""
+    """A full or closed disk, or a server that is away: the user's to mend in one line."""
     try:
         yield
     except OSError as error:
+        if type(error).__name__ == "RemoteUnavailable":  # told apart without importing fsspec
+            raise UserError(str(error)) from None
         where = f"{error.filename}: " if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{where}no space left on the disk; make room and run again") from None
