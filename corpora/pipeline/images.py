@@ -147,6 +147,8 @@ def _header(
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             short, long = sorted(picture.size)
             is_animated = still and getattr(picture, "is_animated", False)
+    except Image.DecompressionBombError:  # PIL's own bound, which is higher
+        return f"over {max_pixels} pixels" if max_pixels else "too many pixels"
     except Exception:  # PIL's plugins raise many kinds on hostile bytes
         return "not a picture"
     if max_pixels and short * long > max_pixels:
