@@ -76,6 +76,12 @@ def build_parser() -> Parser:
     verbs.choices["lint"].add_argument(
         "--out", type=Path, metavar="FILE", help="write every finding to FILE, a JSON line each"
     )
+    verbs.choices["stats"].add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="also count tokens, on 2,000 samples at most"
+    )
+    verbs.choices["stats"].add_argument(
+        "--plots", type=Path, metavar="DIR", help="draw DIR/stats.png"
+    )
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
@@ -164,8 +170,23 @@ def _lint(arguments: argparse.Namespace) -> tuple[Any, list[str], int]:
 def _stats(arguments: argparse.Namespace) -> tuple[Any, list[str], int]:
     from corpora.stats import stats
 
-    figures = stats(arguments.corpus_dir, arguments.index_dir)
-    return figures, _as_lines(figures), 0
+    count_tokens = None
+    if arguments.tokenizer:
+        from tokenizer.tokenizer import Tokenizer  # handed over: corpora knows no tokenizer
+
+        tokenizer = Tokenizer(arguments.tokenizer)
+
+        def count_tokens(text: str) -> int:
+            return len(tokenizer.encode(text))
+
+    found = stats(arguments.corpus_dir, arguments.index_dir, count_tokens)
+    lines = _as_lines(found.figures)
+    if arguments.plots:
+        from corpora.plots import plot
+
+        path = plot(found, arguments.plots)
+        return found.figures | {"plots": str(path)}, [*lines, f"plots: {path}"], 0
+    return found.figures, lines, 0
 
 
 def _as_lines(value: dict[str, Any], indent: str = "") -> list[str]:

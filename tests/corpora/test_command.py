@@ -9,12 +9,8 @@ from pathlib import Path
 import pytest
 
 from corpora.command import main
-from corpora.document import Document, ImageSegment, TextSegment
-from corpora.shards import ShardWriter
-from corpora.stats import stats
 from mllm.errors import UserError
 
-from .conftest import square
 from .test_index import write_tar
 
 
@@ -42,31 +38,6 @@ def test_json_is_one_object_on_stdout(corpus_dir):
     result = mllm("stats", corpus_dir, "--json")
     assert result.returncode == 0
     assert json.loads(result.stdout)["samples"] == 25
-
-
-def test_stats_count_what_is_there(tmp_path):
-    picture = ImageSegment(square("red", 8))
-    wide = ImageSegment(square("blue", 20))
-    with ShardWriter(tmp_path / "c") as writer:
-        writer.write(Document("a", (TextSegment("one two three"),), {"source": "x"}))
-        writer.write(Document("b", (picture, TextSegment("fünf")), {"source": "x"}))
-        writer.write(Document("c", (picture, TextSegment("a"), wide), {"source": "y"}))
-        writer.write(Document("d", (wide,)))
-    figures = stats(tmp_path / "c")
-    assert figures["samples"] == 4
-    assert figures["kinds"] == {
-        "text": 1,
-        "one picture and text": 1,
-        "several pictures and text": 1,
-        "pictures only": 1,
-        "unusable": 0,
-    }
-    assert figures["sources"] == {"x": 2, "y": 1, "(not said)": 1}
-    assert figures["text_bytes"]["sum"] == 13 + 5 + 1
-    assert figures["words"]["sum"] == 5
-    assert figures["images"]["sum"] == 4
-    assert figures["images"]["width"]["p0"] == 8
-    assert figures["images"]["width"]["p100"] == 20
 
 
 def test_index_says_what_is_bad_and_where_it_lies(tmp_path, capsys):
