@@ -122,8 +122,12 @@ class Karpathy(_Captions):
         return f"{folder}/{image['filename']}" if folder else image["filename"]
 
 
-@lru_cache(maxsize=1)
 def _load(path: str) -> dict[str, Any]:
+    return _load_once(path, Path(path).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _load_once(path: str, mtime_ns: int) -> dict[str, Any]:
     try:
         with open_stream(Path(path)) as file:
             content = json.loads(file.read())

@@ -5,12 +5,12 @@ is passed over, and so are DocBook's navigation blocks, which manuals such as GI
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from corpora.document import Document, ImageSegment, Segment, TextSegment
+from corpora.document import Document, ImageSegment, TextSegment
 from corpora.pipeline.readers.base import BadRecord, Format, ReadLog
 from corpora.pipeline.readers.pictures import decoded, open_pictures
 from corpora.pipeline.units import Part, files_under
@@ -53,15 +53,15 @@ class Html(Format):
             log.drop("page too large", where)
             return
         pictures = open_pictures(self.options.image_dir or part.root)
-        segments: list[Segment] = []
-        for item in reading_order(path.read_bytes()):
-            if isinstance(item, str):
-                segments.append(TextSegment(item))
-                continue
+
+        def shown(source: str) -> ImageSegment | None:
             try:
-                segments.append(self._picture(item.source, path, pictures))
+                return self._picture(source, path, pictures)
             except BadRecord as bad:
                 log.leave_out(bad.reason, where, bad.excerpt)
+                return None
+
+        segments = list(reading_order(path.read_bytes(), shown))
         if not segments:
             log.drop("empty page", where)
         elif not any(isinstance(segment, ImageSegment) for segment in segments):
@@ -90,11 +90,39 @@ class ImageMark:
         self.source = source
 
 
-def reading_order(page: bytes) -> Iterator[str | ImageMark]:
-    """Texts and pictures of a page, in order; neighbouring texts are one."""
+def reading_order(
+    page: bytes, shown: Callable[[str], ImageSegment | None]
+) -> Iterator[TextSegment | ImageSegment]:
+    """Texts and pictures of a page, in order.
+
+    Args:
+        shown: gives the picture of a `src`, or None where it is left out; the texts around it are
+            then one.
+    """
+    root = _parsed(page)
+    if root is None:
+        return
+    pieces: list[str] = []
+    for item in _walk(root):
+        if isinstance(item, str):
+            pieces.append(item)
+            continue
+        picture = shown(item.source)
+        if picture is None:
+            continue
+        if text := _tidy(pieces):
+            yield TextSegment(text)
+        pieces = []
+        yield picture
+    if text := _tidy(pieces):
+        yield TextSegment(text)
+
+
+def _parsed(page: bytes) -> Any:
+    """The tree of a page, or None for an empty one."""
     from lxml import etree, html
 
-    # Without a declared charset lxml takes Latin-1, which broke most pages that declare none.
+    # Without a declared charset lxml takes Latin-1, but most pages that declare none are UTF-8.
     try:
         page.decode()
         encoding = "utf-8"
@@ -102,20 +130,9 @@ def reading_order(page: bytes) -> Iterator[str | ImageMark]:
         encoding = None
     parser = html.HTMLParser(encoding=encoding, no_network=True, remove_comments=True)
     try:
-        root = html.document_fromstring(page, parser=parser)
+        return html.document_fromstring(page, parser=parser)
     except (etree.LxmlError, ValueError):
-        return
-    pieces: list[str] = []
-    for item in _walk(root):
-        if isinstance(item, ImageMark):
-            if text := _tidy(pieces):
-                yield text
-            pieces = []
-            yield item
-        else:
-            pieces.append(item)
-    if text := _tidy(pieces):
-        yield text
+        return None
 
 
 def _walk(root: Any) -> Iterator[str | ImageMark]:

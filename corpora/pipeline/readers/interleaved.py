@@ -70,7 +70,8 @@ class Mmc4(_Interleaved):
                 index = info["matched_text_index"]
                 if not isinstance(index, int) or not 0 <= index < len(texts):
                     raise BadRecord("picture matched to no sentence", repr(index))
-                before.setdefault(index, []).append(self._picture(info, part))
+                shown = self._picture(info, part)
+                before.setdefault(index, []).append(shown)
             except BadRecord as bad:
                 log.leave_out(bad.reason, where, bad.excerpt)
             except (KeyError, TypeError):
@@ -79,12 +80,12 @@ class Mmc4(_Interleaved):
         sentences: list[str] = []
         for index, text in enumerate(texts):
             if index in before:
-                segments += _joined(sentences)
+                segments += _joined(sentences, " ")
                 sentences = []
                 segments += before[index]
-            if isinstance(text, str):
-                sentences.append(text)
-        return segments + _joined(sentences)
+            if isinstance(text, str) and text.strip():
+                sentences.append(text.strip())
+        return segments + _joined(sentences, " ")
 
     def _picture(self, info: dict[str, Any], part: Part) -> ImageSegment:
         for key in ("image_base64", "image_bytes", "bytes", "image"):
@@ -112,17 +113,21 @@ class Obelics(_Interleaved):
         if len(texts) != len(images):
             raise BadRecord("texts and images are not aligned", f"{len(texts)}, {len(images)}")
         segments: list[Segment] = []
+        paragraphs: list[str] = []  # since the last picture that is there
         for text, image in zip(texts, images, strict=True):
             if (text is None) == (image is None):
                 raise BadRecord("texts and images are not aligned", repr(text)[:100])
             if isinstance(text, str):
-                segments += [TextSegment(text)] if text.strip() else []
+                paragraphs += [text] if text.strip() else []
                 continue
             try:
-                segments.append(self._picture(image, part))
+                shown = self._picture(image, part)
             except BadRecord as bad:
                 log.leave_out(bad.reason, where, bad.excerpt)
-        return segments
+                continue
+            segments += [*_joined(paragraphs, "\n\n"), shown]
+            paragraphs = []
+        return segments + _joined(paragraphs, "\n\n")
 
     def _picture(self, value: Any, part: Part) -> ImageSegment:
         if isinstance(value, dict):
@@ -206,6 +211,6 @@ def url_map(place: str) -> dict[str, str]:
     return found
 
 
-def _joined(sentences: list[str]) -> list[Segment]:
-    text = " ".join(sentence.strip() for sentence in sentences if sentence.strip())
-    return [TextSegment(text)] if text else []
+def _joined(texts: list[str], by: str) -> list[Segment]:
+    """One text segment, or none."""
+    return [TextSegment(by.join(texts))] if texts else []
