@@ -73,18 +73,15 @@ def _lengths(axes: Any, title: str, values: np.ndarray) -> None:
     axes.tick_params(labelsize=8)
     if len(positive) == 0:
         return _nothing(axes)
-    low, high = float(positive.min()), float(positive.max())
-    bins = np.geomspace(low * 0.95, high * 1.05, 41)
-    axes.hist(positive, bins, color=COLOUR)
-    axes.set_xscale("log")
-    axes.axvline(float(np.median(positive)), color="black", linewidth=1)
-    axes.text(
-        float(np.median(positive)),
-        axes.get_ylim()[1] * 0.97,
-        f" median {np.median(positive):,.4g}",
-        fontsize=8,
-        va="top",
-    )
+    median = float(np.median(positive))
+    # At least from half to twice the median, so that equal values are one bar, not the whole axis.
+    low, high = min(float(positive.min()), median / 2), max(float(positive.max()), median * 2)
+    axes.hist(positive, np.geomspace(low * 0.95, high * 1.05, 41), color=COLOUR)
+    _logarithmic(axes, "x")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.axvline(median, color="black", linewidth=1)
+    top = axes.get_ylim()[1] * 0.97
+    axes.text(median, top, f" median {median:,.4g}", fontsize=8, va="top")
 
 
 def _sizes(axes: Any, width: np.ndarray, height: np.ndarray) -> None:
@@ -94,10 +91,23 @@ def _sizes(axes: Any, width: np.ndarray, height: np.ndarray) -> None:
         return _nothing(axes)
     step = max(1, len(width) // 20_000)
     axes.plot(width[::step], height[::step], ".", markersize=3, alpha=0.3, color=COLOUR)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    largest = max(int(width.max()), int(height.max()))
+    axes.set_xlim(1, largest * 2)
+    axes.set_ylim(1, largest * 2)
+    _logarithmic(axes, "x")
+    _logarithmic(axes, "y")
     axes.set_xlabel("width", fontsize=8)
     axes.set_ylabel("height", fontsize=8)
+
+
+def _logarithmic(axes: Any, which: str) -> None:
+    """A logarithmic axis whose ticks are plain numbers at powers of ten."""
+    from matplotlib.ticker import NullFormatter
+
+    getattr(axes, f"set_{which}scale")("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _nothing(axes: Any) -> None:
