@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mllm.config import changed_keys, load_config, parse_config
+from mllm.config import SourceConfig, changed_keys, load_config, parse_config
 from mllm.engine import deepspeed_config, resolve_precision, zero_settings
 from mllm.errors import UserError
 from mllm.optim import learning_rate
@@ -39,6 +39,8 @@ def test_every_config_in_the_repository_loads_and_opens_with_its_command(path: P
         ({"zero": {"stage": 4}}, "zero.stage"),
         ({"train": {"micro_batch_size": 0}}, "train.micro_batch_size"),
         ({"train": {"checkpoint_every": 0}}, "train.checkpoint_every"),
+        ({"data": {"exclude_steps": ["9:3"]}}, "data.exclude_steps: '9:3' is no window"),
+        ({"data": {"num_workers": -1}}, "data.num_workers"),
         ({"model": {"num_heads": 0}}, "num_heads is 0"),
         ({"model": {"vision": {"patch_size": 0}}}, "patch_size is 0"),
     ],
@@ -88,6 +90,26 @@ def test_a_run_folder_keeps_what_matters_and_lets_the_rest_change(tmp_path: Path
     assert continue_folder(run_dir, moved, "fp32").train.checkpoint_every == 7
     with pytest.raises(UserError, match=r"train\.peak_lr differs from .*config.yaml"):
         continue_folder(run_dir, replace(config, train=replace(config.train, peak_lr=1.0)), "fp32")
+
+
+def test_the_mixture_may_change_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    config = parse_config(MINIMAL | {"run_dir": str(run_dir)}, "c")
+    continue_folder(run_dir, config, "fp32")
+    (run_dir / "checkpoints" / "step-00000001").mkdir(parents=True)
+    mixture = [SourceConfig("text", "somewhere")]
+    data = replace(config.data, mixture=mixture, exclude_steps=["3:5"], exclude=["list.txt"])
+    continue_folder(run_dir, replace(config, data=data, seed=4), "fp32")
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and "data.mixture changed" in said[0] and "seed changed" in said[1]
+    for key, changed in (
+        ("data.score_image_start", replace(data, score_image_start=True)),
+        ("data.resize", replace(data, resize="crop")),
+    ):
+        with pytest.raises(UserError, match=key.replace(".", r"\.")):
+            continue_folder(run_dir, replace(config, data=changed, seed=4), "fp32")
 
 
 def test_changed_keys_names_the_leaves() -> None:

@@ -40,6 +40,21 @@ def test_describe_tells_padding_cuts_and_shares(config, capsys):
     (found,) = show(capsys, config, "--describe")
     assert found["sources"]["pairs"]["token_share"] == pytest.approx(0.6, abs=0.01)
     assert 0 <= found["padding"] < 0.2
+    for source in found["sources"].values():
+        assert source["truncated_tokens"] == source["masked"] == source["masked_tokens"] == 0
+        positions = source["rows_per_epoch"] * 192
+        assert source["padding_tokens"] == pytest.approx(source["padding"] * positions, abs=1)
+    (found,) = show(capsys, config, "--describe", "--world-size", 4)
+    assert found["image_balance"]["world_size"] == 4
+    assert 1 <= found["image_balance"]["max_over_mean"] <= 4
+
+
+def test_describe_counts_what_takedown_lists_mask(config, capsys, tmp_path):
+    (tmp_path / "list").write_text("pair0001\npair0002\n")
+    (found,) = show(capsys, config, "--describe", f"data.exclude=[{tmp_path / 'list'}]")
+    assert found["sources"]["pairs"]["masked"] == 2
+    assert found["sources"]["pairs"]["masked_tokens"] > 2 * 6
+    assert found["sources"]["text"]["masked"] == 0
 
 
 def test_mistakes_name_the_flag(config):
