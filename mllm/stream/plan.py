@@ -1,10 +1,10 @@
 """The pack plan of a corpus on disk: which pieces stand in which row.
 
     TOKENS_DIR/plan-VERSION-seqT-latentsL-joinS/plan.json     totals
-                                               /row_*.npy     9 bytes a row
-                                               /pieces_*.npy  pieces of each row (Ragged)
+                                               /row_*.npy     9 bytes a row and
+                                               /pieces_*.npy  2, pieces of each row (Ragged)
                                                /piece_samples.npy  4 bytes a piece
-                                               /cuts_*.npy    cut pieces of each row (Ragged)
+                                               /cuts_*.npy    2, cut pieces of each row (Ragged)
                                                /cut_*.npy     10 bytes a cut piece
 
 Most pieces are whole documents and need no more than their sample's number; where a cut piece
@@ -27,7 +27,7 @@ from mllm.files import write_json
 from mllm.stream.array_file import ArrayFile, RaggedFile
 from mllm.stream.build_once import build_once
 from mllm.stream.lengths import TokenLengths
-from mllm.stream.measure import lengths_dir, open_lengths
+from mllm.stream.measure import cannot_write, lengths_dir, open_lengths
 from tokenizer.tokenizer import Tokenizer
 
 PACKING_VERSION = 2  # part of the stream's fingerprint: raise it when plans change
@@ -95,20 +95,31 @@ def open_plan(
     seq_len: int,
     num_latents: int,
     join_share: float,
+    workers: int | None = None,
 ) -> tuple[TokenLengths, PackPlan]:
     """Opens a corpus's token lengths and plan; measures and plans first where they are absent.
+
+    Args:
+        seq_len: T, positions of a row.
+        num_latents: L, slots of an image.
+        join_share: share of the rows that are one context, 0 .. 1.
+        workers: processes that measure; by default one a core, or one for a small corpus. Planning
+            takes one: it handles millions of documents a second.
 
     Raises:
         UserError: An image fits no row, the index's folder is not writable, or a file is damaged.
     """
-    lengths = open_lengths(corpus, tokenizer)
+    lengths = open_lengths(corpus, tokenizer, workers)
     folder = lengths_dir(corpus, tokenizer) / (
         f"plan-{PACKING_VERSION}-seq{seq_len}-latents{num_latents}-join{float(join_share)}"
     )
 
     def fill(aside: Path) -> None:
         # numba takes a second to import; whoever finds the plan whole needs none of it.
-        from mllm.stream.pack import pack
+        try:
+            from mllm.stream.pack import pack
+        except RuntimeError as error:  # it finds no writable place for what it compiles
+            raise UserError(f"{error}; set NUMBA_CACHE_DIR to a writable folder") from None
 
         rows = pack(lengths, seq_len=seq_len, num_latents=num_latents, join_share=join_share)
         try:
@@ -120,10 +131,7 @@ def open_plan(
     try:
         build_once(folder, fill)
     except OSError as error:
-        raise UserError(
-            f"{folder.parent}: cannot write the pack plan there ({error.strerror}); make room, or "
-            f"index the corpus into a writable folder and set data.index_dir"
-        ) from None
+        raise cannot_write(error, folder, corpus) from None
     return lengths, load_plan(folder, lengths, num_latents=num_latents)
 
 

@@ -1,6 +1,7 @@
 """The packer's inner loop, compiled by numba: pieces wait in a pool, rows are filled from it.
 
 Imported by `pack` alone, when a plan is made: numba costs a second that training need not wait for.
+All of it is one file: numba caches by the date of the file that holds the outermost function.
 
 A piece waits in a *slot*. Slots with equal cost form a queue, and all slots one list by age. Bit c
 of a shelf is set where a piece of cost c waits, so the longest that fits is
