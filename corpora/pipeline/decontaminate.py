@@ -11,8 +11,9 @@ files, so the index is written here. Pictures are compared by their bytes and by
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,22 +42,20 @@ class DecontaminationOptions:
     """What counts as a part of an evaluation file."""
 
     ngram: int = option(13, "words in a row shared with a text; shorter texts are not searched for")
-    pictures: Literal["off", "exact", "perceptual"] = option(
+    images: Literal["off", "exact", "perceptual"] = option(
         "perceptual", "compare pictures by their bytes, or also by how they look"
     )
-    picture_hash: Literal["phash", "dhash"] = option("phash", "perceptual hash (64 bits)")
-    picture_distance: int = option(4, "bits in which hashes may differ, 0 to 8")
-    picture_colours: int = option(
+    image_hash: Literal["phash", "dhash"] = option("phash", "perceptual hash (64 bits)")
+    image_distance: int = option(4, "bits in which hashes may differ, 0 to 8")
+    image_colours: int = option(
         12, "levels of 255 in which a quarter's mean red, green or blue may differ"
     )
 
     def __post_init__(self) -> None:
         if self.ngram < 1:
             raise UserError(f"ngram is {self.ngram}; give 1 or more")
-        if not 0 <= self.picture_distance <= MAX_DISTANCE:
-            raise UserError(
-                f"picture_distance is {self.picture_distance}; give 0 to {MAX_DISTANCE}"
-            )
+        if not 0 <= self.image_distance <= MAX_DISTANCE:
+            raise UserError(f"image_distance is {self.image_distance}; give 0 to {MAX_DISTANCE}")
 
     @property
     def config(self) -> NGramsDecontConfig:
@@ -81,6 +80,11 @@ def decontamination_steps(
 ) -> list[PipelineStep]:
     """The step that drops, once the index is there."""
     return [Contamination(options, Path(work_dir), drops_dir)]
+
+
+def evaluation_read(work_dir: Path) -> list[dict[str, Any]]:
+    """What the index was made of: path, ngrams, texts, short_texts, pictures, broken_pictures."""
+    return _read_json(work_dir / "evaluation" / "read.json")
 
 
 class EvaluationIndex(PipelineStep):
@@ -114,7 +118,7 @@ class EvaluationIndex(PipelineStep):
                     continue
                 counts["pictures"] += 1
                 digests.setdefault(_digest(item), number)
-                seen = looks(item, self.options.picture_hash)
+                seen = looks(item, self.options.image_hash)
                 counts["broken_pictures"] += seen is None
                 if seen:
                     pictures.append((seen.shape, list(seen.colours), number))
@@ -134,6 +138,16 @@ class EvaluationIndex(PipelineStep):
         return [hash_words(" ".join(gram)) for gram in ngrams(words, config.n_grams)]
 
 
+@dataclass(frozen=True)
+class Index:
+    """What `EvaluationIndex` wrote, read back."""
+
+    paths: list[str]
+    words: NGramsDecontFilter
+    digests: dict[str, int]  # of pictures, 32 hex: the number of a path
+    pictures: np.ndarray  # PICTURE (N,)
+
+
 class Contamination(Judge):
     """Drops what the index knows, with the evaluation file as the reason."""
 
@@ -145,49 +159,54 @@ class Contamination(Judge):
         super().__init__(drops_dir)
         self.options = options
         self.folder = work_dir / "evaluation"
-        self.words = NGramsDecontFilter(
-            str(self.folder / "ngrams"), config=options.config, language=WORDS
-        )
-        self.paths: list[str] = []
-        self.digests: dict[str, int] = {}
-        self.pictures = np.zeros(0, PICTURE)
         self.match = ""  # the words found last
 
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Record]:  # type: ignore[override]
-        self.paths = [read["path"] for read in _read_json(self.folder / "read.json")]
-        if self.options.pictures != "off":
-            self.digests = _read_json(self.folder / "digests.json")
-        if self.options.pictures == "perceptual":
-            self.pictures = np.load(self.folder / "pictures.npy")
-        yield from super().run(data, rank, world_size)
-
     def judge(self, record: Record) -> str | None:
+        index = self._index()
         self.match = ""
         copy = Record(record.text, record.id)  # the filter leaves notes in the metadata
-        if self.words.filter(copy) is not True:
+        if index.words.filter(copy) is not True:
             self.match = copy.metadata["contaminated_ngram"]
-            return f"text of {self.paths[int(copy.metadata['contaminated_task'])]}"
+            return f"text of {index.paths[int(copy.metadata['contaminated_task'])]}"
+        if self.options.images == "off" or not index.digests:
+            return None
         for media in record.media:
-            if (file := self._file_of(media.media_bytes or b"")) is not None:
-                return f"image of {self.paths[file]}"
+            if (file := self._file_of(media.media_bytes or b"", index)) is not None:
+                return f"image of {index.paths[file]}"
         return None
 
     def example(self, record: Record) -> dict[str, Any]:
         return super().example(record) | ({"match": self.match} if self.match else {})
 
-    def _file_of(self, data: bytes) -> int | None:
-        """The evaluation file that holds a picture, or one that looks like it."""
-        if not self.digests:
-            return None
-        if (file := self.digests.get(_digest(data))) is not None:
+    def _index(self) -> Index:
+        written = (self.folder / "read.json").stat().st_mtime_ns
+        return _load_index(self.folder, self.options.ngram, written)
+
+    def _file_of(self, data: bytes, index: Index) -> int | None:
+        """The number of the evaluation file that holds a picture, or one that looks like it."""
+        if (file := index.digests.get(_digest(data))) is not None:
             return file
-        if len(self.pictures) == 0 or (seen := looks(data, self.options.picture_hash)) is None:
+        if self.options.images == "exact" or len(index.pictures) == 0:
             return None
-        apart = np.bitwise_count(self.pictures["shape"] ^ np.uint64(seen.shape))
-        shades = np.abs(self.pictures["colours"] - np.array(list(seen.colours), np.int16))
-        is_close = apart <= self.options.picture_distance
-        is_close &= (shades <= self.options.picture_colours).all(axis=1)
-        return int(self.pictures["file"][is_close.argmax()]) if is_close.any() else None
+        if (seen := looks(data, self.options.image_hash)) is None:
+            return None
+        apart = np.bitwise_count(index.pictures["shape"] ^ np.uint64(seen.shape))
+        shades = np.abs(index.pictures["colours"] - np.array(list(seen.colours), np.int16))
+        is_close = apart <= self.options.image_distance
+        is_close &= (shades <= self.options.image_colours).all(axis=1)
+        return int(index.pictures["file"][is_close.argmax()]) if is_close.any() else None
+
+
+@lru_cache(maxsize=1)
+def _load_index(folder: Path, ngram: int, written: int) -> Index:
+    """Read once a process: about 100 bytes an n-gram. `written` tells one index from the next."""
+    config = NGramsDecontConfig(n_grams=ngram)
+    return Index(
+        paths=[read["path"] for read in _read_json(folder / "read.json")],
+        words=NGramsDecontFilter(str(folder / "ngrams"), config=config, language=WORDS),
+        digests=_read_json(folder / "digests.json"),
+        pictures=np.load(folder / "pictures.npy"),
+    )
 
 
 def _digest(data: bytes) -> str:

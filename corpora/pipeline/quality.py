@@ -1,6 +1,6 @@
 """datatrove's own text filters as `Judge` steps, with words by rule (`words.py`)."""
 
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,15 +70,17 @@ class LocalLanguageModel(FT176LID):
         super().__init__(languages)
         self.path = path
 
-    @cached_property
+    @property
     def model(self) -> Any:
-        from fasttext.FastText import _FastText
+        return _language_model(self.path)
 
-        return _FastText(self.path)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The loaded model cannot be pickled; each process reads the file.
-        return {name: value for name, value in self.__dict__.items() if name != "model"}
+@lru_cache(maxsize=1)
+def _language_model(path: str) -> Any:
+    """Read once a process: a step is copied for every unit, and a model cannot be pickled."""
+    from fasttext.FastText import _FastText
+
+    return _FastText(path)
 
 
 def steps(options: "FilterOptions", drops_dir: str | Path) -> list[PipelineStep]:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from corpora.pipeline.decontaminate import evaluation_read
 from corpora.pipeline.judge import EXAMPLES_PER_REASON, read_drops
 from corpora.pipeline.readers.tars import read_downloads
 from corpora.pipeline.report_page import page
@@ -41,6 +42,7 @@ def import_report(plan: "Plan", seconds: float) -> dict[str, Any]:
         "dropped": total - kept,
         "broken_files": read["broken_files"],
         "steps": steps,
+        "evaluation_files": evaluation_read(places.work) if options.evaluation_files else [],
         "images": sum(unit["images"] for unit in writers),
         "text_bytes": sum(unit["text_bytes"] for unit in writers),
         "input_bytes": sum(plan.unit_bytes),

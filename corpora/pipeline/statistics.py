@@ -1,5 +1,7 @@
 """datatrove's statistics of texts, without leaving them in the records."""
 
+import contextlib
+import io
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +46,19 @@ class Measure(PipelineStep):
             yield waiting.popleft()
 
 
-def statistics_steps(stats_dir: str | Path) -> list[PipelineStep]:
-    """Steps that count characters, lines and words; files by unit under `STATS_DIR/parts`."""
-    parts = str(Path(stats_dir) / "parts")
+class Merge(StatsMerger):
+    """datatrove's step without its progress bars, one for each of some forty statistics."""
+
+    name = "merge_statistics"
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
+        with contextlib.redirect_stderr(io.StringIO()):
+            list(super().run(data, rank, world_size))
+
+
+def statistics_steps(parts_dir: str | Path) -> list[PipelineStep]:
+    """Steps that count characters, lines and words, a file for each unit."""
+    parts = str(parts_dir)
     return [
         Measure(DocStats(parts, groups_to_compute=GROUPS)),
         Measure(LineStats(parts, groups_to_compute=GROUPS)),
@@ -54,7 +66,6 @@ def statistics_steps(stats_dir: str | Path) -> list[PipelineStep]:
     ]
 
 
-def statistics_stages(stats_dir: str | Path) -> list[Stage]:
+def statistics_stages(parts_dir: str | Path, stats_dir: str | Path) -> list[Stage]:
     """The stage that adds the units up, in `STATS_DIR/GROUP/STATISTIC/metric.json`."""
-    merger = StatsMerger(str(Path(stats_dir) / "parts"), str(stats_dir))
-    return [Stage("statistics", [merger], 1)]
+    return [Stage("statistics", [Merge(str(parts_dir), str(stats_dir))], 1)]

@@ -96,17 +96,15 @@ def test_a_rescaled_recompressed_evaluation_picture_goes_and_others_stay(tmp_pat
     assert dropped(tmp_path / "drops", "evaluation") == {f"image of {picture}": 2}
 
 
-@pytest.mark.parametrize(
-    ("pictures", "kept"), [("off", ["same", "smaller"]), ("exact", ["smaller"])]
-)
-def test_pictures_are_compared_as_asked(tmp_path, pictures, kept):
+@pytest.mark.parametrize(("images", "kept"), [("off", ["same", "smaller"]), ("exact", ["smaller"])])
+def test_pictures_are_compared_as_asked(tmp_path, images, kept):
     picture = tmp_path / "held_out.png"
     picture.write_bytes(encoded(scene(1)))
     copies = [
         record("same", encoded(scene(1))),
         record("smaller", encoded(scene(1).resize((70, 70)))),
     ]
-    options = DecontaminationOptions(pictures=pictures)
+    options = DecontaminationOptions(images=images)
     assert survivors(tmp_path, [picture], copies, options) == kept
 
 

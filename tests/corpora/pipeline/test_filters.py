@@ -359,10 +359,10 @@ def test_statistics_add_up_over_units_and_leave_records_alone(tmp_path, monkeypa
     units = [[record("a", "one two three"), record("b", "four\nfive")], [record("c", "x", k=1)]]
     for rank, unit in enumerate(units):
         data = iter(unit)
-        for step in statistics_steps(tmp_path):
+        for step in statistics_steps(tmp_path / "parts"):
             data = step.run(data, rank, 2)
         assert [each.id for each in data] == [each.id for each in unit]
-    for stage in statistics_stages(tmp_path):
+    for stage in statistics_stages(tmp_path / "parts", tmp_path):
         run_stage(stage, 2)
     words = json.loads((tmp_path / "summary" / "n_words" / "metric.json").read_text())["summary"]
     assert (words["total"], words["n"]) == (6, 3)
