@@ -19,15 +19,13 @@ from evals.api import (
     RankRequest,
     TextScore,
 )
-from mllm.files import fingerprint, sha256_file
+from mllm.hf.folder import model_fingerprint
 from mllm.hf.load import load_export
 from mllm.hf.processing_mllm import END_OF_DOCUMENT, PromptSegment
 from mllm.ranking import Segment as RankingSegment
 from mllm.ranking import rank_candidates
 from tokenizer.specials import BOS_ID, EOS_ID, PAD_ID
 
-# What decides an answer. The rest of an export is for people.
-FINGERPRINTED = ("*.safetensors", "config.json", "processor_config.json", "tokenizer*")
 MAX_LOGIT_BYTES = 256 << 20  # float32 logits of the text windows computed at once
 
 
@@ -43,9 +41,8 @@ class ExportedModel:
         model_dir = Path(model_dir)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.processor = load_export(model_dir, device)
-        files = sorted({path for pattern in FINGERPRINTED for path in model_dir.glob(pattern)})
         self.device, self.dtype = self.model.device.type, str(self.model.dtype)
-        self.fingerprint = fingerprint({path.name: sha256_file(path) for path in files})
+        self.fingerprint = model_fingerprint(model_dir)
         self.seq_len: int = self.model.config.seq_len
         self.num_latents: int = self.processor.num_latents
         self.image_size: int = self.processor.image_processor.image_size

@@ -229,9 +229,11 @@ def init_from(module: nn.Module, source: str | Path) -> tuple[int, list[str]]:
     """
     source = Path(source)
     is_export = (source / "config.json").is_file()
-    weights = load_file((source if is_export else latest(source)) / "model.safetensors")
-    # An export has the same names below `model.`.
-    weights = {name.removeprefix("model."): value for name, value in weights.items()}
+    folder = source if is_export else latest(source)
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):  # an export may have several
+        # An export has the same names below `model.`.
+        weights |= {name.removeprefix("model."): x for name, x in load_file(path).items()}
     own = module.state_dict()
     if CONTRASTIVE_TEXT in weights and EMBEDDING in own:
         # The decoder's words begin where the contrast with pictures put them, at the size that

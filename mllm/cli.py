@@ -19,6 +19,7 @@ VERBS = {
     "tokenizer": ("tokenizer.command", "train or report on a tokenizer"),
     "stream": ("mllm.stream.command", "show the rows that training will see"),
     "export": ("mllm.export", "write a run as a folder that transformers loads"),
+    "import": ("mllm.importing", "take over Kosmos-2's weights: mllm import kosmos2 DIR --out DIR"),
     "eval": ("evals.command", "zero-shot and few-shot evaluation with controls"),
     "report": ("mllm.report", "one HTML page over runs and evaluations"),
     "chat": ("mllm.chat", "chat with pictures: mllm chat --model runs/demo/export"),

@@ -12,9 +12,13 @@ from safetensors.torch import save_file
 
 from corpora.document import Document, ImageSegment, TextSegment
 from mllm import export as export_module
+from mllm.checkpoint import init_from
 from mllm.cli import main
 from mllm.files import sha256_file, write_json
+from mllm.hf import folder
 from mllm.hf.load import load_export
+from mllm.model.init import build
+from mllm.model_card import find_attributions
 from mllm.stream.encode import encode
 from tests.hf.tiny import TEXT, make_tiny, png
 from tokenizer.train import train
@@ -119,7 +123,7 @@ def test_a_failure_leaves_nothing_behind(tiny, run_dir, tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_module, "replace_folder", full_disk)
+    monkeypatch.setattr(folder, "replace_folder", full_disk)
     with pytest.raises(OSError, match="No space left"):
         export_module.export(run_dir, tmp_path / "export")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "run"]
@@ -179,8 +183,8 @@ def test_attributions_of_all_corpora_are_kept_once_each(tmp_path):
         (tmp_path / name / "pairs").mkdir(parents=True)
         (tmp_path / name / "ATTRIBUTION.md").write_text(text)
     paths = [str(tmp_path / name / "pairs") for name in ("one", "two", "copy", "one")]
-    assert export_module.find_attributions(paths) == ["A.\n", "B.\n"]
-    assert export_module.find_attributions([str(tmp_path / "absent" / "pairs" / "train")]) == []
+    assert find_attributions(paths) == ["A.\n", "B.\n"]
+    assert find_attributions([str(tmp_path / "absent" / "pairs" / "train")]) == []
 
 
 def test_the_checkpoints_own_tokenizer_is_exported_whatever_lies_at_its_old_path(
@@ -194,3 +198,69 @@ def test_the_checkpoints_own_tokenizer_is_exported_whatever_lies_at_its_old_path
     export_module.export(run_dir, tmp_path / "export")
     exported = (tmp_path / "export" / "tokenizer.model").read_bytes()
     assert exported == (tiny.root / "tokenizer.model").read_bytes()
+
+
+def test_weights_in_shards_load_and_begin_another_run(tiny, run_dir, tmp_path, capsys):
+    out = tmp_path / "export"
+    assert main(["export", str(run_dir), "--out", str(out), "--max-shard-size", "40KB"]) == 0
+    shards = sorted(out.glob("model-*-of-*.safetensors"))
+    assert len(shards) > 3 and not (out / "model.safetensors").exists()
+    model, _ = load_export(out)
+    fresh = build(tiny.config, seed=9)
+    _, missing = init_from(fresh, out)
+    assert missing == []
+    for name, weight in tiny.engine.state_dict().items():
+        assert torch.equal(model.model.state_dict()[name], weight), name
+        assert torch.equal(fresh.state_dict()[name], weight), name
+    for size in ("0GB", "much", "5", "-1MB"):
+        line = ["export", str(run_dir), "--out", str(out), f"--max-shard-size={size}"]
+        assert main(line) == 2
+        assert f"--max-shard-size {size}: a number and a unit" in capsys.readouterr().err
+
+
+def test_the_card_has_the_scores_of_these_weights_and_of_no_others(tiny, run_dir, tmp_path):
+    out = tmp_path / "export"
+    export_module.export(run_dir, out)
+    assert "## Scores" not in (out / "README.md").read_text()
+    cell = {"suite": "naming", "split": "final", "num_shots": 4, "metric": "accuracy", "unit": "%"}
+    cell |= {"score": 66.4321, "se": 2.1, "n": 500, "chance": 20.0, "blind": {"score": 20.61}}
+    results = {"model_fingerprint": folder.model_fingerprint(out), "cells": [cell]}
+    write_json(run_dir / "eval" / "demo" / "results.json", results)
+    export_module.export(run_dir, out)
+    card = (out / "README.md").read_text()
+    assert "| naming (final) | 4 | accuracy % | 66.43 ± 2.1 | 500 | 20 | 20.61 |" in card
+    assert card.index("## Data") < card.index("## Scores") < card.index("## Recipe")
+    other = {"model_fingerprint": "0" * 16, "cells": [cell]}
+    write_json(run_dir / "eval" / "demo" / "results.json", other)
+    export_module.export(run_dir, out)
+    assert "## Scores" not in (out / "README.md").read_text()
+
+
+def test_a_kosmos2_export_of_an_xpos_run_is_refused_with_the_reason(run_dir, tmp_path, capsys):
+    line = ["export", str(run_dir), "--out", str(tmp_path / "out"), "--format", "kosmos2"]
+    assert main(line) == 2
+    error = capsys.readouterr().err
+    assert "model.position: xpos cannot be exported as kosmos2 (Kosmos-2 has no xPos)" in error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_kosmos2_export_says_how_to_load_it(tiny, run_dir, tmp_path):
+    path = run_dir / "checkpoints" / "step-00000042" / "model_config.json"
+    write_json(path, {**tiny.config.to_dict(), "position": "sinusoidal"})
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    manifest[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    write_json(path.parent / "manifest.json", manifest)
+    out = tmp_path / "out"
+    assert main(["export", str(run_dir), "--out", str(out), "--format", "kosmos2"]) == 0
+    card = (out / "README.md").read_text()
+    assert "from transformers import Kosmos2ForConditionalGeneration, AutoProcessor" in card
+    assert "vLLM are out of scope" in card
+    assert json.loads((out / "config.json").read_text())["model_type"] == "kosmos-2"
+    assert not (out / "modeling_mllm.py").exists()
+    assert (out / "processing_mllm.py").is_file()
+
+
+def test_help_says_what_is_out_of_scope(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert "GGUF (llama.cpp) and vLLM are out of scope" in capsys.readouterr().out

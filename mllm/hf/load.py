@@ -26,6 +26,12 @@ def load_export(
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: no model here; write one with `mllm export RUN --out {path}`")
     try:
+        settings, _ = MllmConfig.get_config_dict(path, local_files_only=True)
+        if (found_type := settings.get("model_type")) != MllmConfig.model_type:
+            raise UserError(
+                f"{path}: a model of type {found_type}; export it with --format mllm, or bring it "
+                f"in by `mllm import`"
+            )
         config = MllmConfig.from_pretrained(path, local_files_only=True)
         loaded: Any = MllmForConditionalGeneration.from_pretrained(
             path,
@@ -58,4 +64,5 @@ def load_processor(path: str | Path) -> MllmProcessor:
         MllmImageProcessor.from_pretrained(path, local_files_only=True),
         MllmTokenizer.from_pretrained(path, local_files_only=True),
         num_latents=settings["num_latents"],
+        slot_mask_name=settings.get("slot_mask_name", "image_slot_mask"),
     )

@@ -61,6 +61,7 @@ class MllmProcessor(ProcessorMixin):
 
     Args:
         num_latents: slots that each picture takes between `<image>` and `</image>`.
+        slot_mask_name: the model's argument that takes the slot mask.
     """
 
     def __init__(
@@ -68,14 +69,16 @@ class MllmProcessor(ProcessorMixin):
         image_processor: Any = None,
         tokenizer: Any = None,
         num_latents: int = 64,
+        slot_mask_name: str = "image_slot_mask",
         chat_template: str | None = None,
     ) -> None:
         self.num_latents = num_latents
+        self.slot_mask_name = slot_mask_name
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "image_slot_mask", "pixel_values"]
+        return ["input_ids", "attention_mask", self.slot_mask_name, "pixel_values"]
 
     def encode(
         self,
@@ -146,7 +149,7 @@ class MllmProcessor(ProcessorMixin):
         data: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": [padded([1] * length, 0) for length in lengths],
-            "image_slot_mask": [[token_id == SLOT_ID for token_id in row] for row in input_ids],
+            self.slot_mask_name: [[token_id == SLOT_ID for token_id in row] for row in input_ids],
         }
         if return_labels:
             data["labels"] = [

@@ -10,7 +10,7 @@ from corpora.document import ImageSegment, TextSegment
 from evals.api import Exemplar, GenerateRequest, Prompt, Query, RankRequest
 from evals.exported import ExportedModel, plain
 from evals.shots import num_positions
-from mllm.export import write_model
+from mllm.hf.write import write_model
 from mllm.model.config import ModelConfig, VisionConfig
 from mllm.model.init import build
 from tests.conftest import World

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.dynamic_module_utils import get_imports
 
-from mllm.export import flat_modules
+from mllm.hf.write import flat_modules
 from tests.hf.tiny import png
 
 # Every module of ours is hidden from every finder, the editable install's included.
