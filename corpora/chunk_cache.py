@@ -153,7 +153,9 @@ class ChunkCache:
                     view = memoryview(block)
                     while view:
                         view = view[file.write(view) :]
+                inode = os.fstat(file.fileno()).st_ino
             os.replace(aside, path)
+            self._verified[name] = (inode, 0.0)  # by having written it
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
