@@ -74,6 +74,9 @@ def deepspeed_config(config: Config, precision: str, world_size: int) -> dict[st
             "DeepSpeed; use zero.stage 1, or fp32"
         )
     settings = zero_settings(config)
+    if train.activation_checkpointing == "selective" and config.zero.stage == 3:
+        # DeepSpeed's own linear adds the bias in place, to a product that is kept.
+        settings["zero_optimization"]["memory_efficient_linear"] = False
     settings.update(
         train_batch_size=train.global_batch_size,
         train_micro_batch_size_per_gpu=train.micro_batch_size,

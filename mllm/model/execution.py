@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -35,6 +36,12 @@ def _policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> Check
 
 
 def _selective() -> tuple[AbstractContextManager, AbstractContextManager]:
+    # Its ZeRO-3 form adds the bias to a kept product in place: gradients came out wrong.
+    if F.linear is not torch._C._nn.linear:
+        raise RuntimeError(
+            "activation_checkpointing selective needs torch's own linear; set DeepSpeed's "
+            "zero_optimization.memory_efficient_linear to false"
+        )
     return create_selective_checkpoint_contexts(_policy)
 
 

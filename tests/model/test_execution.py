@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
+from mllm.config import parse_config
+from mllm.engine import deepspeed_config
 from mllm.model.attention import Documents
 from mllm.model.execution import Checkpointing
 from mllm.model.init import build
@@ -70,3 +73,16 @@ def test_compiled_steps_are_equal_to_plain_ones(checkpointing: Checkpointing) ->
     compiled, _ = step(build(tiny(), seed=1), checkpointing, compile=True)
     for a, b in zip(compiled, plain, strict=True):
         assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-6
+
+
+def test_selective_refuses_a_linear_that_changes_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DeepSpeed replaces torch's under ZeRO-3; with it the gradients of a step were wrong."""
+    monkeypatch.setattr(torch.nn.functional, "linear", zero3_linear_wrap)
+    with pytest.raises(RuntimeError, match="memory_efficient_linear"):
+        step(build(tiny(), seed=1), "selective")
+    settings = {"train": {"activation_checkpointing": "selective"}, "zero": {"stage": 3}}
+    config = parse_config({"run_dir": "r", "tokenizer": "t", **settings}, "a test")
+    zero = deepspeed_config(config, "bf16", world_size=1)["zero_optimization"]
+    assert zero["memory_efficient_linear"] is False
