@@ -103,6 +103,7 @@ class _Window:
         self._file, self._read_bytes = file, read_bytes
         self._block, self._start = b"", 0
         self._position = 0
+        self.pax_sizes: dict[bytes, int] = {}  # headers that were sound, and their sizes
 
     def at(self, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`, fewer at the end of the shard."""
@@ -164,19 +165,26 @@ def _padded(size: int) -> int:
 
 def _plain_member(window: _Window, header: bytes, offset: int) -> Member | None:
     """A regular file from its header, with or without a pax header of times; None for others."""
-    size = _plain_size(header)
-    if size is None:
-        return None
     if header[156] == PAX_HEADER:
-        # What Python's tarfile, thus webdataset and img2dataset, writes before every member.
-        if size > MAX_HEADER_BYTES or not _is_harmless(window.at(offset + TAR_BLOCK, size)):
+        # What Python's tarfile, thus webdataset and img2dataset, writes before every member: the
+        # same bytes again and again, but for the times in the records.
+        size = window.pax_sizes.get(header)
+        if size is None:
+            size = _plain_size(header)
+            if size is None or size > MAX_HEADER_BYTES:
+                return None
+            if len(window.pax_sizes) < 100:
+                window.pax_sizes[header] = size
+        if not _is_harmless(window.at(offset + TAR_BLOCK, size)):
             return None
         offset += TAR_BLOCK + _padded(size)
         header = window.at(offset, TAR_BLOCK)
-        size = _plain_size(header) if len(header) == TAR_BLOCK else None
-        if size is None:
+        if len(header) < TAR_BLOCK:
             return None
     if header[156] not in REGULAR:
+        return None
+    size = _plain_size(header)
+    if size is None:
         return None
     name = _printable(header[:100].split(b"\0", 1)[0])
     if header[345]:
@@ -203,6 +211,8 @@ def _plain_size(header: bytes) -> int | None:
 
 def _is_harmless(records: bytes) -> bool:
     """Whether pax records say nothing of name, place or size."""
+    if records[2:9] == b" mtime=" and records[:2] == b"%d" % len(records):
+        return records.endswith(b"\n")  # a time alone, the usual case
     start = 0
     while start < len(records):
         length, space, rest = records[start : start + 64].partition(b" ")
