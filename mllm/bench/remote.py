@@ -57,7 +57,7 @@ def run() -> dict[str, Any]:
             storage_options={"s3": {"endpoint_url": url, **CREDENTIALS}},
         )
         keys = np.full(NUM_SAMPLES, hash_key("bench"), np.uint64)
-        order = epoch_row(np.arange(NUM_SAMPLES), NUM_SAMPLES, keys, BLOCK_SAMPLES).tolist()
+        order = epoch_row(np.arange(NUM_SAMPLES), NUM_SAMPLES, keys, BLOCK_SAMPLES, 1).tolist()
         moved: dict[str, Counter[str]] = {}
         sides = {
             "ours": partial(_ours, settings, Path(folder), places, order),

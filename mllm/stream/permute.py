@@ -1,18 +1,32 @@
 """Stateless permutations: position in an epoch to row, in constant time and without a table.
 
-A Feistel network over the next even power of two, walked until it lands inside (Black and Rogaway,
-"Ciphers with arbitrary finite domains", 2002). The domain is under four times the size, so a walk
-takes under four rounds on average.
+The rows of a plan lie in blocks of BLOCK_ROWS neighbours. An epoch takes the blocks in random
+order, BLOCKS_TOGETHER at a time, and mixes the rows of those thoroughly: rows that meet in a batch
+come from all over the corpus, while reading touches some thousand rows at a time, in long runs.
+Each epoch turns the ring of rows by a random amount first, so that neither the edges of the blocks
+nor the short last block favour a row. A corpus of fewer rows than that is shuffled whole.
 """
 
 import hashlib
 
 import numpy as np
 
-# Rows that lie together in the plan stay together in an epoch up to this many: reads stay near each
-# other, while any corpus of fewer rows is shuffled whole.
-BLOCK_ROWS = 4096
-FEISTEL_ROUNDS = 6
+BLOCK_ROWS = 256
+BLOCKS_TOGETHER = 16
+SMALL = 32  # permutations of so many are drawn by rank
+ROUNDS = 6  # fewer show in the joint places of two elements of 33 to 128 (chi square)
+# Odd numbers without pattern (of splitmix64, xxHash, wyhash and others), one a round.
+MULTIPLIERS = [
+    np.uint64(number)
+    for number in (
+        0x9E3779B97F4A7C15,
+        0xC2B2AE3D27D4EB4F,
+        0xD6E8FEB86659FD93,
+        0xA0761D6478BD642F,
+        0xE7037ED1A0B428DB,
+        0x8EBC6AF09C88C6E3,
+    )
+]
 
 
 def hash_key(*parts: object) -> int:
@@ -34,57 +48,95 @@ def permute(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
 
     Args:
         index: uint64 (N,), each below its `size`.
-        size: uint64 (N,).
+        size: uint64 (N,), up to 2^40.
         key: uint64 (N,); equal keys and sizes, equal permutations.
 
     Returns:
         uint64 (N,)
     """
-    bits = np.frexp((size - np.uint64(1)).astype(np.float64))[1]  # exact below 2^53
-    half = np.maximum(1, (bits + 1) // 2).astype(np.uint64)
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    round_keys = [mix(key + np.uint64(number)) for number in range(FEISTEL_ROUNDS)]
+    is_small = size <= SMALL
+    if is_small.all():
+        return _permute_few(index, size, key)
+    result = _permute_many(index, size, key)
+    if is_small.any():
+        result[is_small] = _permute_few(index[is_small], size[is_small], key[is_small])
+    return result
+
+
+def _permute_few(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """The rank of the element among random numbers: every permutation is as likely."""
+    elements = np.arange(SMALL, dtype=np.uint64)
+    draws = mix(mix(key)[:, None] ^ elements)  # (N, SMALL)
+    own = np.take_along_axis(draws, index.astype(np.int64)[:, None], axis=1)
+    return ((draws < own) & (elements < size[:, None])).sum(axis=1, dtype=np.uint64)
+
+
+def _permute_many(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Rounds of adding, multiplying by an odd number and shifting down are a permutation of the
+    next power of two; they are repeated until the element lands below `size` (Black and Rogaway,
+    "Ciphers with arbitrary finite domains", 2002), under twice on average.
+    """
+    bits = np.frexp((size - np.uint64(1)).astype(np.float64))[1].astype(np.uint64)
+    key = mix(key)
+    # The low bits of a product hang on the low bits of the key alone: take higher ones.
+    rounds = [
+        (
+            (key ^ number) * MULTIPLIERS[0] >> np.uint64(24),
+            key * number >> np.uint64(24) | np.uint64(1),
+        )
+        for number in MULTIPLIERS[:ROUNDS]
+    ]
+    mask, shift = (np.uint64(1) << bits) - np.uint64(1), (bits + np.uint64(1)) >> np.uint64(1)
     result = index.copy()
     walking = np.arange(len(index))
     while len(walking):
-        left, right = result[walking] >> half[walking], result[walking] & mask[walking]
-        for round_key in round_keys:
-            left, right = right, left ^ (mix(right ^ round_key[walking]) & mask[walking])
-        result[walking] = (left << half[walking]) | right
-        walking = walking[result[walking] >= size[walking]]
+        value = result[walking]
+        for summand, factor in rounds:
+            value = (value + summand) * factor & mask
+            value ^= value >> shift
+        result[walking] = value
+        stays = value >= size
+        walking, size, mask, shift = (array[stays] for array in (walking, size, mask, shift))
+        rounds = [(summand[stays], factor[stays]) for summand, factor in rounds]
     return result
 
 
 def epoch_row(
     position: np.ndarray,
     num_rows: np.ndarray | int,
-    key: np.ndarray,
+    key: np.ndarray | np.uint64,
     block_rows: int = BLOCK_ROWS,
+    blocks_together: int = BLOCKS_TOGETHER,
 ) -> np.ndarray:
-    """The row of the plan at each position of an epoch: blocks are permuted, then rows in them.
+    """The row of the plan at each position of an epoch.
 
     Args:
         position: int64 (N,), each in 0 .. num_rows - 1.
         num_rows: rows of the plan that each position belongs to: one number, or int64 (N,).
-        key: uint64 (N,), one value per epoch.
+        key: uint64 (N,) or one number; one value per epoch.
 
     Returns:
         int64 (N,); over one epoch every row once.
     """
     position = position.astype(np.uint64)
-    rows = np.uint64(block_rows)
-    sizes = np.broadcast_to(np.asarray(num_rows, dtype=np.uint64), position.shape)
-    num_full, short = np.divmod(sizes, rows)
-    # The short last block takes a random place among the full ones, which are permuted.
-    short_place = mix(key) % (num_full + np.uint64(1))
-    short_start = short_place * rows
-    is_short = (position >= short_start) & (position < short_start + short)
-    shifted = np.where(position >= short_start + short, position - short, position)
-    slot, offset = shifted // rows, shifted % rows
-    full_slot = np.where(is_short, np.uint64(0), slot)
-    full_size = np.maximum(num_full, np.uint64(1))
-    block = np.where(is_short, num_full, permute(full_slot, full_size, mix(key ^ np.uint64(1))))
-    offset = np.where(is_short, position - short_start, offset)
-    block_size = np.where(is_short, short, rows)
-    inside = permute(offset, block_size, mix(mix(key ^ np.uint64(2)) ^ block))
-    return (block * rows + inside).astype(np.int64)
+    length, key = (
+        np.broadcast_to(np.asarray(array, dtype=np.uint64), position.shape)
+        for array in (num_rows, key)
+    )
+    rows, one = np.uint64(block_rows), np.uint64(1)
+    num_full = length // rows
+    num_blocks = (length + rows - one) // rows
+    # Groups of `blocks_together` blocks or a few more, so that none is short.
+    num_groups = np.maximum(num_blocks // np.uint64(blocks_together), one)
+    group = ((position // rows + one) * num_groups - one) // num_blocks
+    begin = group * num_blocks // num_groups * rows
+    end = np.minimum((group + one) * num_blocks // num_groups * rows, length)
+    mixed = begin + permute(position - begin, end - begin, mix(key ^ np.uint64(2)) ^ group)
+    # Which block stands there: any of the full ones; the short one stays last.
+    place = mixed // rows
+    is_full = place < num_full
+    block = permute(
+        np.where(is_full, place, np.uint64(0)), np.maximum(num_full, one), mix(key ^ one)
+    )
+    row = np.where(is_full, block, place) * rows + mixed % rows
+    return ((row + mix(key) % length) % length).astype(np.int64)
