@@ -7,7 +7,6 @@ memory. A broken shard is a finding like others.
 
 import json
 import tempfile
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -15,13 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from corpora.checks import Finding, check_sample
 from corpora.consolidate import consolidate
-from corpora.duplicates import SCAN, duplicates
+from corpora.corpus_checks import IndexArrays, missing_halves, repeated, stale
 from corpora.index import default_index_dir
-from corpora.ragged import Ragged, load_array
 from corpora.sidecar import (
     ShardDescriber,
     ShardSummary,
@@ -36,11 +32,9 @@ from corpora.storage import list_shards
 from corpora.tar import BrokenTar, read_samples
 from corpora.workers import each_shard
 from mllm.command import progress
-from mllm.errors import UserError
 from mllm.files import write_aside
 
 EXAMPLES = 20  # findings named one by one in the report; the rest is counted
-PAIRS = 0.9  # a corpus of pairs has at least this share of them
 
 
 @dataclass
@@ -123,11 +117,11 @@ def _findings(
                 broken.add(finding.shard)
     sidecars = (read_sidecar(sidecar_path(folder, s.name), s) for s in summaries)
     consolidate(sidecars, summaries, folder)
-    found = _Arrays(folder)
+    found = IndexArrays(folder)
     report.num_samples = len(found)
-    yield from _repeated(found)
-    yield from _missing_halves(found)
-    yield from _stale(corpus_dir, index_dir, found, broken)
+    yield from repeated(found)
+    yield from missing_halves(found)
+    yield from stale(corpus_dir, index_dir, found, broken)
 
 
 def _check_shard(
@@ -153,117 +147,3 @@ def _check_shard(
     sidecar = describer.sidecar()
     write_sidecar(sidecar, sidecar_path(folder, name))
     return sidecar.summary, findings
-
-
-class _Arrays:
-    """A consolidated index, opened without its shards."""
-
-    def __init__(self, index_dir: Path) -> None:
-        index = json.loads((index_dir / "index.json").read_bytes())
-        self.name: str = index["arrays"]
-        self.shards: list[str] = index["shards"]
-        self.numbers = {shard: number for number, shard in enumerate(self.shards)}
-        folder = index_dir / self.name
-        self.starts: list[int] = load_array(folder, "shard_starts").tolist()
-        self.key_hashes = load_array(folder, "key_hashes")
-        self.contents = load_array(folder, "content_hashes")
-        self.text_bytes = load_array(folder, "text_bytes")
-        self.num_images = Ragged.load(folder, "images").counts
-        self._members = Ragged.load(folder, "members")
-        self._member_blocks = load_array(folder, "member_blocks")
-        self._keys, self._key_bytes = Ragged.load(folder, "keys"), load_array(folder, "key_bytes")
-
-    def __len__(self) -> int:
-        return len(self.text_bytes)
-
-    def key(self, i: int) -> str:
-        start, stop = self._keys.span(i)
-        return self._key_bytes[start:stop].tobytes().decode()
-
-    def shard_of(self, i: int) -> str:
-        return self.shards[bisect_right(self.starts, i) - 1]
-
-    def finding(self, i: int, kind: str, detail: str) -> Finding:
-        return Finding("warning", kind, detail, self.shard_of(i), self.key(i))
-
-    def samples_of(self, shard: str) -> range:
-        number = self.numbers[shard]
-        return range(self.starts[number], self.starts[number + 1])
-
-    def blocks(self, samples: range) -> np.ndarray:
-        """Where the members of a run of samples lie."""
-        if not samples:
-            return np.zeros(0, np.uint32)
-        start, stop = self._members.span(samples[0])[0], self._members.span(samples[-1])[1]
-        return self._member_blocks[start:stop]
-
-
-def _repeated(found: _Arrays) -> Iterator[Finding]:
-    for first, later in duplicates(found.key_hashes):
-        if found.key(first) == found.key(later):
-            yield found.finding(later, "duplicate key", f"also in {found.shard_of(first)}")
-    for first, later in duplicates(found.contents.view(np.uint64)[:, 0]):
-        if found.contents[first].tobytes() == found.contents[later].tobytes():
-            detail = f"as {found.key(first)} in {found.shard_of(first)}"
-            yield found.finding(later, "same content", detail)
-
-
-def _missing_halves(found: _Arrays) -> Iterator[Finding]:
-    """Pictures without text and texts without picture, where nearly all else are pairs."""
-    parts = [slice(start, start + SCAN) for start in range(0, len(found), SCAN)]
-    pairs = halves = others = 0
-    for part in parts:
-        images, has_text = found.num_images[part], found.text_bytes[part] > 0
-        pairs += int(((images == 1) & has_text).sum())
-        halves += int(_is_half(images, has_text).sum())
-        others += int((images > 1).sum())
-    if pairs < PAIRS * (pairs + halves + others):
-        return
-    for part in parts:
-        images, has_text = found.num_images[part], found.text_bytes[part] > 0
-        for place in np.flatnonzero(_is_half(images, has_text)).tolist():
-            detail = "a text without a picture" if has_text[place] else "a picture without a text"
-            yield found.finding(part.start + place, "missing pair", f"{detail}, among pairs")
-
-
-def _is_half(images: np.ndarray, has_text: np.ndarray) -> np.ndarray:
-    return ((images == 1) & ~has_text) | ((images == 0) & has_text)
-
-
-def _stale(
-    corpus_dir: str | Path, index_dir: Path, found: _Arrays, broken: set[str]
-) -> Iterator[Finding]:
-    """Where the index that readers use says other than the shards do."""
-    mend = f"run `mllm corpora index {corpus_dir}`"
-    try:
-        indexed = _Arrays(index_dir)
-    except FileNotFoundError:
-        yield Finding("warning", "no index", f"{index_dir} holds none; {mend}")
-        return
-    except (ValueError, KeyError, UserError):
-        yield Finding("error", "index is stale", f"{index_dir}: cannot be read; {mend}")
-        return
-    if (indexed.name, indexed.shards) == (found.name, found.shards):
-        return
-    for shard in sorted(found.numbers.keys() | indexed.numbers.keys()):
-        if shard not in found.numbers:
-            yield Finding("error", "index is stale", f"the shard is missing; {mend}", shard)
-        elif shard not in indexed.numbers:
-            yield Finding("error", "index is stale", f"newer than the index; {mend}", shard)
-        elif shard not in broken:
-            yield from _stale_samples(found, indexed, shard, mend)
-
-
-def _stale_samples(found: _Arrays, indexed: _Arrays, shard: str, mend: str) -> Iterator[Finding]:
-    here, there = found.samples_of(shard), indexed.samples_of(shard)
-    same = len(here) == len(there) and np.array_equal(found.blocks(here), indexed.blocks(there))
-    if not same:
-        yield Finding("error", "index is stale", f"its samples lie elsewhere; {mend}", shard)
-        return
-    differ = (
-        found.key_hashes[here.start : here.stop] != indexed.key_hashes[there.start : there.stop]
-    )
-    contents = found.contents[here.start : here.stop] != indexed.contents[there.start : there.stop]
-    for place in np.flatnonzero(differ | contents.any(axis=1)).tolist():
-        detail = f"the content is not what was indexed; {mend}"
-        yield replace(found.finding(here[place], "index is stale", detail), level="error")

@@ -1,10 +1,12 @@
 """Indexing our shards and foreign ones, and refusing what is broken."""
 
+import gc
 import io
 import json
 import os
 import tarfile
 import tempfile
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpora.consolidate import consolidate
 from corpora.index import build_index
 from corpora.reader import Corpus
 from corpora.sidecar import index_shard
@@ -263,3 +266,22 @@ def test_consolidated_arrays_are_those_of_all_samples(shards, block):
             assert corpus.document(i).text_bytes == size
             assert len(corpus.document(i).images) == len(sides)
             assert corpus.find(urls=[key]).tolist() == [i]
+
+
+def test_consolidation_holds_one_sidecar_at_a_time(corpus_dir, tmp_path):
+    alive: list[weakref.ref] = []
+
+    def sidecars():
+        for name in sorted(path.name for path in corpus_dir.glob("*.tar")):
+            gc.collect()
+            # The one just consumed may still be bound; those before it may not.
+            assert sum(reference() is not None for reference in alive) <= 1
+            sidecar = index_shard(corpus_dir, name)
+            alive.append(weakref.ref(sidecar))
+            yield sidecar
+
+    summaries = [index_shard(corpus_dir, p.name).summary for p in sorted(corpus_dir.glob("*.tar"))]
+    consolidate(sidecars(), summaries, tmp_path / "i")
+    assert len(alive) == 3
+    one, two = corpus_dir / "index" / "index.json", tmp_path / "i" / "index.json"
+    assert one.read_bytes() == two.read_bytes()
