@@ -1,6 +1,6 @@
 """Planned rows to a Batch: reads, encodes and places pieces, and masks what cannot be used."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,23 @@ from mllm.stream.permute import hash_key
 from mllm.stream.pixels import PixelCache
 from mllm.stream.source import PlannedSource
 from tokenizer.specials import BOI_ID, BOS_ID, EOS_ID, PAD_ID, SLOT_ID
+
+
+class FilledRow(NamedTuple):
+    """What was put into one row."""
+
+    keys: list[str]  # of its samples, in order
+    num_tokens: int  # positions that are not padding
+    num_images: int
+
+
+class _Piece(NamedTuple):
+    """Tokens `start .. stop - 1` of a document."""
+
+    sample: int
+    start: int
+    stop: int
+    is_cut: bool  # other tokens of it stand in another row
 
 
 class BatchDraft:
@@ -31,7 +48,7 @@ class BatchDraft:
         self.is_scored = np.zeros(shape, dtype=bool)
         self.positions = np.zeros(shape, dtype=np.int64)
         self.document_ids = np.full(shape, -1, dtype=np.int64)
-        self.slot_mask = np.zeros(shape, dtype=bool)
+        self._places = np.arange(seq_len)
         self._pixels: list[np.ndarray] = []
         self._image_seeds: list[int] = []
         self._bad_samples: list[dict[str, Any]] = []
@@ -39,15 +56,15 @@ class BatchDraft:
 
     def fill_row(
         self, b: int, source: PlannedSource, plan_row: int, epoch: int, seed: int
-    ) -> list[str]:
-        """Writes the pieces of a planned row into row `b`; gives back their sample keys.
+    ) -> FilledRow:
+        """Writes the pieces of a planned row into row `b`.
 
         Pictures get their seeds from (`seed`, sample key, `epoch`, image).
         """
-        packed = source.plan
-        is_joined = bool(packed.is_joined[plan_row])
-        pieces = packed.pieces(plan_row)
+        is_joined = bool(source.plan.is_joined[plan_row])
+        pieces = source.plan.pieces(plan_row)
         keys = []
+        first_picture = len(self._pixels)
         end = 0
         if is_joined:
             self.token_ids[b, 0] = BOS_ID
@@ -55,63 +72,61 @@ class BatchDraft:
         for number, (sample, start, stop) in enumerate(pieces):
             skipped = int(is_joined and start == 0)  # the row's own <s> stands for the document's
             begin, end = end, end + stop - start - skipped
-            key = source.corpus.key(sample)
-            keys.append(key)
+            length = source.length(sample)
             if source.is_excluded(sample):
                 self._num_excluded += 1  # as a sample that cannot be read, but without a look
+                keys.append(source.corpus.key(sample))
             else:
-                place = slice(begin, end)
-                self._fill_piece(b, place, source, sample, start + skipped, (seed, key, epoch))
+                piece = _Piece(sample, start + skipped, stop, is_cut=stop - start < length)
+                keys.append(self._fill_piece(b, begin, source, piece, epoch, seed))
             if start:
                 self.is_scored[b, begin] = False  # what it follows from is not in this row
             if not is_joined:
-                self.positions[b, begin:end] = np.arange(end - begin)
+                self.positions[b, begin:end] = self._places[: end - begin]
                 self.document_ids[b, begin:end] = number
-            elif stop < source.length(sample) and number + 1 < len(pieces):
+            elif stop < length and number + 1 < len(pieces):
                 self.token_ids[b, end] = EOS_ID
                 end += 1
         if is_joined:
-            self.positions[b, :end] = np.arange(end)
+            self.positions[b, :end] = self._places[:end]
             self.document_ids[b, :end] = 0
-        return keys
+        return FilledRow(keys, end, len(self._pixels) - first_picture)
 
     def _fill_piece(
-        self,
-        b: int,
-        place: slice,
-        source: PlannedSource,
-        sample: int,
-        start: int,
-        identity: tuple[int, str, int],
-    ) -> None:
-        """Writes the tokens of a document from `start` on to `place` of row `b`, and its pictures.
-
-        Args:
-            identity: seed, key and epoch, from which its pictures' seeds are.
-        """
-        stop = start + place.stop - place.start
-        is_cut = start > 1 or stop < source.length(sample)
+        self, b: int, begin: int, source: PlannedSource, piece: _Piece, epoch: int, seed: int
+    ) -> str:
+        """Writes the tokens of a piece from `begin` on, and its pictures; gives its sample key."""
         try:
-            sequence = source.sequence(sample, is_cut=is_cut)
+            sequence = source.sequence(piece.sample, is_cut=piece.is_cut)
         except BadSample as error:
-            self._note_bad(source, sample, str(error))
-            return  # padding ids, unscored, at the planned positions
-        tokens = sequence.token_ids[start:stop]
-        first_image = int((sequence.token_ids[:start] == BOI_ID).sum())
-        num_images = int((tokens == BOI_ID).sum())
-        is_good = True
-        for number in range(first_image, first_image + num_images):
+            self._note_bad(source, piece.sample, str(error))
+            # Padding ids, unscored, at the planned positions.
+            return source.corpus.key(piece.sample)
+        tokens, is_scored = sequence.token_ids, sequence.is_scored
+        pictures = range(len(sequence.images))
+        if piece.is_cut:
+            tokens, is_scored = (
+                tokens[piece.start : piece.stop],
+                is_scored[piece.start : piece.stop],
+            )
+            first = int(np.count_nonzero(sequence.token_ids[: piece.start] == BOI_ID))
+            pictures = range(first, first + int(np.count_nonzero(tokens == BOI_ID)))
+        elif piece.start:
+            tokens, is_scored = tokens[piece.start :], is_scored[piece.start :]
+        place = slice(begin, begin + len(tokens))
+        self.token_ids[b, place] = tokens
+        self.is_scored[b, place] = is_scored
+        for number in pictures:
             try:
                 pixels = self._pictures.decode(sequence.images[number])
             except ValueError as error:
-                is_good = False
-                self._note_bad(source, sample, f"image {number}: {error}")
-                pixels = np.zeros_like(self._dummy)
+                self.is_scored[b, place] = False
+                self._note_bad(source, piece.sample, f"image {number}: {error}")
+                pixels = self._dummy
             self._pixels.append(pixels)
-            self._image_seeds.append(hash_key("image", *identity, number) >> 1)  # fits int64
-        self.token_ids[b, place] = tokens
-        self.slot_mask[b, place] = tokens == SLOT_ID
-        self.is_scored[b, place] = sequence.is_scored[start:stop] & is_good
+            image_seed = hash_key("image", seed, sequence.key, epoch, number)
+            self._image_seeds.append(image_seed >> 1)  # fits int64
+        return sequence.key
 
     @property
     def _dummy(self) -> np.ndarray:
@@ -147,7 +162,7 @@ class BatchDraft:
             loss_mask=torch.from_numpy(loss_mask),
             positions=torch.from_numpy(self.positions),
             document_ids=torch.from_numpy(self.document_ids),
-            slot_mask=torch.from_numpy(self.slot_mask),
+            slot_mask=torch.from_numpy(self.token_ids == SLOT_ID),
             pixels=torch.from_numpy(np.stack(self._pixels or [self._dummy])),
             num_images=len(self._pixels),
             source_ids=torch.from_numpy(source_ids),

@@ -19,6 +19,7 @@ from tokenizer.tokenizer import Tokenizer
 class TokenSequence:
     """One encoded document of N tokens."""
 
+    key: str
     token_ids: np.ndarray  # int32 (N,)
     is_scored: np.ndarray  # bool (N,); this token counts as a target
     images: tuple[bytes, ...]  # encoded pictures, in slot order
@@ -62,7 +63,10 @@ def encode(
     token_ids.append(EOS_ID)
     is_scored.append(ends_scored)
     return TokenSequence(
-        np.array(token_ids, dtype=np.int32), np.array(is_scored, dtype=bool), tuple(images)
+        document.key,
+        np.array(token_ids, dtype=np.int32),
+        np.array(is_scored, dtype=bool),
+        tuple(images),
     )
 
 

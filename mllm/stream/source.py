@@ -87,6 +87,8 @@ class PlannedSource:
 
     def is_excluded(self, sample: int) -> bool:
         """A takedown list has it."""
+        if not len(self.excluded):
+            return False
         place = int(np.searchsorted(self.excluded, sample))
         return place < len(self.excluded) and int(self.excluded[place]) == sample
 

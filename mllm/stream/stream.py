@@ -27,7 +27,6 @@ from mllm.stream.state import (
     parse_windows,
 )
 from mllm.stream.takedown import Takedowns, read_takedowns
-from tokenizer.specials import BOI_ID
 from tokenizer.tokenizer import Tokenizer
 
 
@@ -136,6 +135,7 @@ class TokenStream:
 
     def _settle(self, state: StreamState) -> None:
         self.state = state
+        self._last_rows: tuple[int, PackedStep | None] = (-1, None)
         self.order = Order(
             [record.segment for record in state.segments],
             {source.name: source.plan.num_rows for source in self.sources},
@@ -188,12 +188,17 @@ class TokenStream:
 
     def rows(self, step: int) -> PackedStep:
         """The global rows of a step, in constant time for any step."""
+        last_step, last = self._last_rows
+        if step == last_step and last is not None:
+            return last  # the micro-steps of a step ask one after the other
         order = self.order.rows(step)
         num_images = np.empty(self.global_batch_size, dtype=np.int64)
         for source_id, source in enumerate(self.sources):
             mine = order.source_ids == source_id
             num_images[mine] = source.plan.row_images[order.rows[mine]]
-        return PackedStep(order, num_images)
+        rows = PackedStep(order, num_images)
+        self._last_rows = (step, rows)
+        return rows
 
     def row_infos(self, step: int, *, world_size: int, micro_batch_size: int) -> list[RowInfo]:
         """Every row of a step over all ranks and micro-steps, in global order."""
@@ -250,10 +255,10 @@ class TokenStream:
         filled = []
         for b, row in enumerate(mine.tolist()):
             source = self.sources[order.source_ids[row]]
-            keys = draft.fill_row(
+            content = draft.fill_row(
                 b, source, int(order.rows[row]), int(order.epochs[row]), order.seeds[row]
             )
-            filled.append((row, source.name, keys))
+            filled.append((row, source.name, content))
         loss_mask = draft.loss_mask()
         return draft.finish(
             loss_mask,
@@ -265,12 +270,12 @@ class TokenStream:
                     micro_step=micro_step,
                     row=row,
                     source=name,
-                    samples=keys,
-                    tokens=int((draft.document_ids[b] >= 0).sum()),
+                    samples=content.keys,
+                    tokens=content.num_tokens,
                     scored_tokens=int(loss_mask[b].sum()),
-                    images=int((draft.token_ids[b] == BOI_ID).sum()),
+                    images=content.num_images,
                 )
-                for b, (row, name, keys) in enumerate(filled)
+                for b, (row, name, content) in enumerate(filled)
             ],
         )
 
