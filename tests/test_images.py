@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import mllm.images
 from mllm.images import MEAN, STD, normalise, open_picture, to_pixels
 
 
@@ -161,3 +162,88 @@ def test_pixels_match_transformers_on_a_square_picture():
     theirs = processor(Image.fromarray(values), return_tensors="pt")["pixel_values"][0]
     ours = normalise(torch.from_numpy(to_pixels(Image.fromarray(values), 32, "squash")))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def smooth(height, width, seed=0):
+    """A smooth random field with a little noise, as photographs are; uint8 (H, W, 3)."""
+    draws = np.random.default_rng(seed)
+    values = np.zeros((height, width, 3), np.float32)
+    for side in (3, 9, 27):
+        coarse = draws.normal(0, 60 / side**0.3, (side, side, 3)).astype(np.float32)
+        for c in range(3):
+            layer = Image.fromarray(coarse[..., c]).resize((width, height), Image.BICUBIC)
+            values[..., c] += np.asarray(layer)
+    values += draws.normal(0, 4, values.shape)
+    return np.clip(values + 128, 0, 255).astype(np.uint8)
+
+
+def both_decoders(data, monkeypatch):
+    """What `open_picture` gives with simplejpeg and without: pixels, or the error's text."""
+    found = []
+    for module in (pytest.importorskip("simplejpeg"), None):
+        monkeypatch.setattr("mllm.images.simplejpeg", module)
+        try:
+            found.append(open_picture(data).tobytes())
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def test_simplejpeg_gives_pils_pixels_to_the_bit(monkeypatch):
+    """Else `make demo` with and without the extra `fast` would be two runs."""
+    pytest.importorskip("simplejpeg")
+    num_compared = num_fast = 0
+    fast = mllm.images._plain_jpeg
+
+    def counted(*arguments):
+        nonlocal num_fast
+        found = fast(*arguments)
+        num_fast += found is not None
+        return found
+
+    monkeypatch.setattr("mllm.images._plain_jpeg", counted)
+    sizes = ((224, 224), (1, 1), (7, 13), (17, 33), (225, 223), (300, 41))
+    for number, (height, width) in enumerate(sizes):
+        picture = Image.fromarray(smooth(height, width, number))
+        for quality in (5, 40, 75, 92, 100):
+            for subsampling in (0, 1, 2):
+                for progressive in (False, True):
+                    for mode in ("RGB", "L", "CMYK"):
+                        settings = dict(
+                            quality=quality, subsampling=subsampling, progressive=progressive
+                        )
+                        data = encoded(picture.convert(mode), "JPEG", **settings)
+                        one, two = both_decoders(data, monkeypatch)
+                        assert one == two, (height, width, mode, settings)
+                        num_compared += 1
+    assert num_compared == 540 and num_fast == 360  # CMYK is left to PIL
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_simplejpeg_leaves_turned_pictures_to_pil(orientation, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(smooth(20, 34)), "JPEG", exif=exif)
+    one, two = both_decoders(data, monkeypatch)
+    assert one == two
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="%d"/></x:xmpmeta>'
+    data = encoded(Image.fromarray(smooth(20, 34)), "JPEG", xmp=xmp % orientation)
+    one, two = both_decoders(data, monkeypatch)
+    assert one == two
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_broken_jpegs_are_what_they_are_without_simplejpeg(monkeypatch):
+    data = encoded(Image.fromarray(smooth(48, 40)), "JPEG", quality=80)
+    draws = np.random.default_rng(3)
+    broken = [data[:length] for length in range(0, len(data), 37)]
+    for _ in range(150):
+        changed = bytearray(data)
+        changed[int(draws.integers(len(data)))] = int(draws.integers(256))
+        broken.append(bytes(changed))
+    broken.append(data + b"trailing bytes")
+    for case in broken:
+        one, two = both_decoders(case, monkeypatch)
+        assert one == two
+    with pytest.raises(ValueError, match="at most 100 in all"):
+        open_picture(data, max_pixels=100)
