@@ -7,9 +7,9 @@
     removal        one task a unit, on reading the staged records again: `removal_steps`
 
 "Input order" is (unit, number in the unit), so what survives does not depend on the number of
-tasks. Memory: a unit's fingerprints; a block of `pairs.BLOCK` entries; 16 bytes for each record
+tasks. Memory: a unit's fingerprints; a block of `pairs.BLOCK` entries; 40 bytes for each record
 or image that has a duplicate (`clusters`). Disk: about 1 kB a record for MinHash with its default
-settings, 32 bytes times (distance + 2) over 2 an image for perceptual hashes.
+settings, 32 bytes an image in each of its tables (15 for hashes up to 4 bits apart).
 """
 
 import math

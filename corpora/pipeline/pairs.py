@@ -26,7 +26,7 @@ from mllm.files import write_aside
 ENTRY = np.dtype(
     [("key", "<u8"), ("check", "<u8"), ("colours", "u1", (COLOURS,)), ("place", "<u4")]
 )  # 32 bytes
-BLOCK = 4_000_000  # entries compared at a time; about 400 MB
+BLOCK = 2_000_000  # entries compared at a time; about 600 MB
 SAMPLE = 65_536  # keys from which the ranges of blocks are drawn
 # More pictures of one key than this are only compared with their WINDOW neighbours by hash: a
 # hash that so many pictures share (blank pages) tells little, and all pairs would take for ever.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # CC12M replaced names of people by <PERSON>; other sets have <URL>, <USER>, <START_OF...>.
 TAG = regex.compile(r"<[A-Z][A-Z_]+>")
-LETTER = regex.compile(r"\p{L}")
+LETTERS = regex.compile(r"\p{L}+")
 WORD = regex.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 # A picture with its skin tone and joiners is one; the signs of copyright and trade are none.
 EMOJI = regex.compile(
@@ -108,8 +108,8 @@ def _repeated_lines(text: str, high: float) -> str | None:
 
 
 def _script(text: str, script: str, low: float) -> str | None:
-    letters = len(LETTER.findall(text))
-    own = len(script_pattern(script).findall(text))
+    letters = sum(map(len, LETTERS.findall(text)))
+    own = sum(map(len, script_pattern(script).findall(text)))
     return f"not in {script} letters" if own < low * letters else None
 
 
@@ -122,9 +122,9 @@ def _english(text: str, low: float, least: int) -> str | None:
 
 
 def script_pattern(script: str) -> regex.Pattern:
-    """Matches one letter of a script. `regex` keeps what it has compiled."""
+    """Matches letters of a script in a row. `regex` keeps what it has compiled."""
     try:
-        return regex.compile(rf"(?V1)[\p{{L}}&&\p{{Script={script}}}]")
+        return regex.compile(rf"(?V1)[\p{{L}}&&\p{{Script={script}}}]+")
     except regex.error:
         raise UserError(
             f"script: Unicode knows no script {script!r}; Latin, Cyrillic, Greek, ..."
