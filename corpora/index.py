@@ -9,6 +9,8 @@ INDEX_DIR is `CORPUS_DIR/index` unless shards are read-only or remote and anothe
 
 import itertools
 import os
+import shutil
+import time
 from functools import partial
 from pathlib import Path
 
@@ -91,8 +93,16 @@ def _summary(corpus_dir: str | Path, index_dir: Path, name: str) -> ShardSummary
 
 
 def _remove_strays(index_dir: Path, names: set[str]) -> None:
-    """Removes the sidecars of shards that are gone."""
+    """Removes the sidecars of shards that are gone, and what a killed process left half-written."""
+    long_ago = time.time() - 86_400  # younger ones may belong to a process at work
     with os.scandir(index_dir / "shards") as entries:
         for entry in entries:
-            if entry.name.removesuffix(".npz") not in names:
-                os.unlink(entry.path)
+            if entry.name.endswith(".npz"):
+                is_stray = entry.name.removesuffix(".npz") not in names
+            else:
+                is_stray = entry.stat().st_mtime < long_ago
+            if is_stray:
+                Path(entry.path).unlink(missing_ok=True)
+    for aside in index_dir.glob("arrays.tmp-*"):
+        if aside.stat().st_mtime < long_ago:
+            shutil.rmtree(aside, ignore_errors=True)

@@ -28,7 +28,7 @@ from corpora.sidecar import (
     spell,
     write_sidecar,
 )
-from corpora.storage import list_shards
+from corpora.storage import is_remote, list_shards
 from corpora.tar import BrokenTar, read_samples
 from corpora.workers import each_shard
 from mllm.command import progress
@@ -143,7 +143,9 @@ def _check_shard(
     except BrokenTar as error:
         findings.append(Finding("error", "broken shard", f"not a whole tar ({error})", name))
     except OSError as error:
-        findings.append(Finding("error", "broken shard", f"cannot be read ({error})", name))
+        if is_remote(corpus_dir):
+            raise  # a server that is away says nothing of its shards
+        findings.append(Finding("error", "unreadable shard", str(error), name))
     sidecar = describer.sidecar()
     write_sidecar(sidecar, sidecar_path(folder, name))
     return sidecar.summary, findings

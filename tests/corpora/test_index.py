@@ -225,6 +225,20 @@ def test_sidecars_of_shards_that_are_gone_go_too(corpus_dir):
     assert len(Corpus(corpus_dir)) == 20
 
 
+def test_what_a_killed_process_left_goes_after_a_day(corpus_dir):
+    index_dir = corpus_dir / "index"
+    old, young = index_dir / "shards" / "x.npz.tmp-1", index_dir / "shards" / "y.npz.tmp-2"
+    folder = index_dir / "arrays.tmp-3"
+    folder.mkdir()
+    for path in (old, young, folder / "z.npy"):
+        path.write_bytes(b"half")
+    for path in (old, folder):
+        os.utime(path, (1, 1))
+    build_index(corpus_dir)
+    assert not old.exists() and not folder.exists()
+    assert young.exists()
+
+
 def test_a_folder_that_is_not_writable_is_named(corpus_dir, tmp_path, monkeypatch):
     def refuse(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))

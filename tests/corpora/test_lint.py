@@ -168,6 +168,14 @@ def test_a_broken_shard_is_named_and_the_others_are_checked(corpus_dir, tmp_path
     assert stale == {"shard-000002.tar", "web.tar", "zz.tar"}
 
 
+def test_a_shard_that_cannot_be_read_is_named(corpus_dir):
+    (corpus_dir / "shard-000000.tar").unlink()
+    (corpus_dir / "shard-000000.tar").symlink_to("nowhere")
+    report = lint(corpus_dir)
+    assert report.errors == {"unreadable shard": 1}
+    assert report.num_samples == 15
+
+
 def test_content_changed_behind_the_index_is_seen(corpus_dir):
     shard = corpus_dir / "shard-000000.tar"
     data = shard.read_bytes()
