@@ -20,11 +20,10 @@ try:
     from corpora.pipeline.readers import FORMATS
     from corpora.pipeline.readers.base import ReadOptions
 except ModuleNotFoundError as missing:
-    if (missing.name or "").split(".")[0] in ("corpora", "mllm"):
+    package = (missing.name or "").split(".")[0]
+    if package in ("corpora", "mllm"):
         raise
-    raise UserError(
-        f'mllm corpora import needs {missing.name}: pip install "mllm[corpora]"'
-    ) from None
+    raise UserError(f'mllm corpora import needs {package}: pip install "mllm[corpora]"') from None
 
 DESCRIPTION = """\
 Imports a corpus: shards, their index, and a report of what was kept and dropped and why.
@@ -77,11 +76,6 @@ def build_parser() -> Parser:
     )
     shards.add_argument(
         "--rewrite", action="store_true", help="write img2dataset's tars anew; do not only index"
-    )
-    shards.add_argument(
-        "--statistics",
-        action="store_true",
-        help="also datatrove's statistics of characters, lines and words, in OUT/import-statistics",
     )
     shards.add_argument(
         "--min-kept",
@@ -148,7 +142,6 @@ def main(argv: list[str]) -> int:
         unit_megabytes=arguments.unit_megabytes,
         min_kept=arguments.min_kept,
         rewrite=arguments.rewrite,
-        statistics=arguments.statistics,
     )
     workers = arguments.workers or len(os.sched_getaffinity(0))
     executor = ExecutorOptions(

@@ -3,7 +3,6 @@
 OUT/shard-UUUUUU-NNN.tar     the corpus
 OUT/index/                   made last: without it no reader takes OUT for a corpus
 OUT/import-report.json, .html
-OUT/import-statistics/       with --statistics: datatrove's, GROUP/STATISTIC/metric.json
 OUT/import-logs/             datatrove's, a folder a stage
 OUT/import-work/             plan, units, staged records, drops; removed when all is done
 """
@@ -16,8 +15,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from datatrove.pipeline.base import PipelineStep
-
 from corpora.pipeline.decontaminate import (
     DecontaminationOptions,
     decontamination_stages,
@@ -28,13 +25,13 @@ from corpora.pipeline.filters import FilterOptions, filter_steps
 from corpora.pipeline.read import ReadSource
 from corpora.pipeline.readers import find_format
 from corpora.pipeline.readers.base import Format, ReadOptions
-from corpora.pipeline.statistics import statistics_stages, statistics_steps
 from corpora.pipeline.units import cut, write_units
 from corpora.pipeline.write import ReadStaged, WriteShards
 from mllm.errors import UserError
 from mllm.files import fingerprint, write_json
 
 IMPORT_VERSION = 1  # counts up when equal input gives other shards
+MEGABYTE = 1 << 20
 REPORT = "import-report.json"
 
 
@@ -55,7 +52,6 @@ class ImportOptions:
     unit_megabytes: int = 256
     min_kept: float = 0.5
     rewrite: bool = False
-    statistics: bool = False
 
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1 or self.unit_megabytes < 1:
@@ -75,7 +71,7 @@ class ImportOptions:
     def is_plain(self) -> bool:
         """Whether every record that can be read is kept as it is."""
         is_off = self.filters == FilterOptions() and self.dedup.is_off
-        return is_off and not self.evaluation_files and not self.statistics
+        return is_off and not self.evaluation_files
 
 
 @dataclass(frozen=True)
@@ -103,10 +99,6 @@ class Places:
     @property
     def staged(self) -> Path:
         return self.work / "staged"
-
-    @property
-    def statistics(self) -> Path:
-        return self.work / "statistics"
 
     def stage(self, name: str) -> Path:
         return self.work / "stages" / name
@@ -163,7 +155,7 @@ def make_plan(options: ImportOptions, source_format: Format) -> Plan:
         UserError: Nothing to import; OUT holds something else.
     """
     places = Places(options.out)
-    unit_bytes = max((options.unit_megabytes << 20) // source_format.weight, 1)
+    unit_bytes = max(options.unit_megabytes * MEGABYTE // source_format.weight, 1)
     parts = chain.from_iterable(source_format.parts(s, unit_bytes) for s in options.sources)
     units = cut(parts, unit_bytes)
     if not units:
@@ -214,7 +206,7 @@ def _check_out(places: Places, settings_id: str) -> None:
 def _stages(
     options: ImportOptions, source_format: Format, places: Places, num_units: int
 ) -> Iterator[Stage]:
-    drops = places.drops
+    work, drops = places.work / "duplicates", places.drops
     reader = ReadSource(source_format, places.units, drops, places.stage("read") / "counters")
     filters = filter_steps(options.filters, drops)
     if options.evaluation_files:
@@ -223,28 +215,12 @@ def _stages(
         )
         filters += decontamination_steps(places.work, drops, options.decontamination)
     writer = WriteShards(options.out, options.samples_per_shard)
-    measured = statistics_steps(places.statistics) if options.statistics else []
     if options.dedup.is_off:
-        yield Stage("read", [reader, *filters, *measured, writer], None)
-    else:
-        yield from _dedup_stages(
-            options, places, [reader, *filters], [*measured, writer], num_units
-        )
-    if options.statistics:
-        yield from statistics_stages(places.statistics, options.out / "import-statistics")
-
-
-def _dedup_stages(
-    options: ImportOptions,
-    places: Places,
-    before: list[PipelineStep],
-    after: list[PipelineStep],
-    num_units: int,
-) -> Iterator[Stage]:
-    work = places.work / "duplicates"
+        yield Stage("read", [reader, *filters, writer], None)
+        return
     stager = WriteShards(places.staged, None, "staged")
-    yield Stage("read", [*before, stager], None)
+    yield Stage("read", [reader, *filters, stager], None)
     yield from dedup_stages(options.dedup, ReadStaged(places.staged), work, num_units)
-    removal = removal_steps(options.dedup, work, places.drops)
+    removal = removal_steps(options.dedup, work, drops)
     staged = ReadStaged(places.staged, places.stage("write") / "counters")
-    yield Stage("write", [staged, *removal, *after], None)
+    yield Stage("write", [staged, *removal, writer], None)

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corpora.pipeline.decontaminate import evaluation_read
 from corpora.pipeline.judge import EXAMPLES_PER_REASON, read_drops
 from corpora.pipeline.readers.tars import read_downloads
 from corpora.pipeline.report_page import page
@@ -42,7 +41,6 @@ def import_report(plan: "Plan", seconds: float) -> dict[str, Any]:
         "dropped": total - kept,
         "broken_files": read["broken_files"],
         "steps": steps,
-        "evaluation_files": evaluation_read(places.work) if options.evaluation_files else [],
         "images": sum(unit["images"] for unit in writers),
         "text_bytes": sum(unit["text_bytes"] for unit in writers),
         "input_bytes": sum(plan.unit_bytes),
@@ -85,9 +83,11 @@ def check_floor(report: dict[str, Any], min_kept: float, out: Path) -> None:
     for step in report["steps"]:
         reasons.update({f"{step['name']}: {why}": n for why, n in step["dropped"].items()})
     named = ", ".join(f"{why} ({n:,})" for why, n in reasons.most_common(REASONS_NAMED))
+    kept = f"{share:.1%} of {report['read']:,} records, under --min-kept {min_kept:.0%}"
+    if report.get("kept_samples") == 0:
+        kept = f"none of {report['read']:,} records"
     raise UserError(
-        f"{out}: kept {share:.1%} of {report['read']:,} records, under the floor of "
-        f"{min_kept:.0%} (--min-kept); main reasons: {named or 'the input is empty'}; "
+        f"{out}: kept {kept}; main reasons: {named or 'the input is empty'}; "
         f"see {out / 'import-report.html'}; no index was made"
     )
 

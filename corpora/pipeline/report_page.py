@@ -14,6 +14,8 @@ table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #ddd;
   vertical-align: top; }
 td.n, th.n { text-align: right; white-space: nowrap; }
+.steps { table-layout: fixed; } .steps td.n, .steps th.n { width: 7rem; }
+.steps th:last-child { width: 14rem; }
 .bar { background: #e8e8e8; height: .6rem; min-width: 6rem; margin-top: .5rem; }
 .bar i { display: block; height: 100%; background: #b5532c; }
 .kept i { background: #2f7d4f; }
@@ -85,7 +87,7 @@ def _step(step: dict[str, Any], total: int) -> str:
         for what, count in step["edited"].items()
     ]
     return (
-        f"<h2>{escape(step['name'])}</h2><table><tr><th>reason<th class=n>records"
+        f"<h2>{escape(step['name'])}</h2><table class=steps><tr><th>reason<th class=n>records"
         f"<th class=n>share<th></tr>{''.join(rows + edits)}</table>"
     )
 

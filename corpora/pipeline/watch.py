@@ -1,5 +1,6 @@
 """Runs an executor under a progress bar, and ends with an error when a worker process dies."""
 
+import atexit
 import threading
 import time
 from collections.abc import Callable
@@ -49,6 +50,8 @@ def run_watched(
     except BaseException:
         for process in multiprocess.active_children():
             process.kill()
+        # At exit the pool would wait for a lock that a killed process holds.
+        atexit.unregister(multiprocess.util._exit_function)
         raise
     if raised:
         raise raised[0]
