@@ -142,6 +142,16 @@ def main(world: Path, out: Path) -> None:
         dist.barrier()
         run(resumed, with_stage(base(resumed), 1, precision))
 
+    if size == 1:
+        # Worker processes instead of a thread; and another mixture after step 3, with a window.
+        whole = base("workers-1")
+        run("workers-1", replace(whole, data=replace(whole.data, num_workers=2)))
+        shutil.copytree(out / "whole-1", out / "changed-1")
+        shutil.rmtree(out / "changed-1" / "checkpoints" / "step-00000006")
+        whole = base("changed-1")
+        data = replace(whole.data, mixture=whole.data.mixture[:2], exclude_steps=["4:6"])
+        run("changed-1", with_stage(replace(whole, data=data), 1, "fp32"))
+
     # Stopped by request after its first step, then continued.
     stopped = base(f"stopped-{size}")
     _stop_at_first_step(out / f"stopped-{size}", lambda: run(f"stopped-{size}", stopped))

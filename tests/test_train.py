@@ -19,6 +19,7 @@ from mllm.hf.load import load_export
 from mllm.images import normalise, open_picture, to_pixels
 from mllm.model.config import ModelConfig
 from mllm.model.multimodal import MultimodalModel
+from mllm.stream.command import main as show_stream
 from mllm.stream.stream import TokenStream
 from tests.conftest import World, square
 
@@ -121,6 +122,35 @@ def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(
     assert [json.loads(line)["step"] for line in discarded] == [4, 5, 6]
     a, b = final_weights(whole), final_weights(resumed)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_worker_processes_train_to_the_same_bit(runs: Path) -> None:
+    assert codes(runs)["workers-1"] == 0
+    assert losses(runs / "workers-1") == losses(runs / "whole-1")
+
+
+def test_another_mixture_goes_on_as_another_segment(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Checkpoint of step 3, then two of four sources, stream steps 4 and 5 left out."""
+    run_dir = runs / "changed-1"
+    assert codes(runs)["changed-1"] == 0
+    assert losses(run_dir)[:3] == losses(runs / "whole-1")[:3] and len(losses(run_dir)) == 6
+    state = json.loads((run_dir / "stream.json").read_text())
+    assert [segment["first_step"] for segment in state["segments"]] == [0, 3]
+    assert state["excluded_steps"] == [[4, 6]]
+    assert all(len(line["loss_by_source"]) <= 2 for line in lines(run_dir)[3:])
+    # `show` of the run's folder tells what either segment read, after the sources changed.
+    shown = []
+    for folder, steps in ((run_dir, "0:6"), (runs / "whole-1", "0:3")):
+        assert show_stream(["show", str(folder), "--steps", steps]) == 0
+        shown.append([json.loads(row) for row in capsys.readouterr().out.splitlines()])
+    changed, whole = shown
+    assert changed[:12] == whole
+    assert {row["source"] for row in changed[12:]} == {"pairs", "text"}
+    for number, line in enumerate(lines(run_dir)):
+        rows = changed[4 * number : 4 * number + 4]
+        assert sum(row["scored_tokens"] for row in rows) == line["scored_tokens"]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
