@@ -3,9 +3,10 @@
     corpora.Document                 ordered text and image segments
         |  encode.py                 ids, image slots and scored targets in one pass
     TokenSequence                    <s> <image> L slots </image> text ... </s>
-        |  lengths.py                token lengths of a whole corpus, stored beside its index
-        |  pack.py                   planned once, from lengths alone
-    PackPlan                         row -> pieces (sample, start, stop); images never cut
+        |  measure.py                read and tokenised once, in parts, by several processes
+    TokenLengths                     lengths.py: of a whole corpus, stored beside its index
+        |  pack.py                   planned once, from lengths alone (pool.py: compiled)
+    PackPlan                         plan.py: row -> pieces (sample, start, stop), on disk
         |  permute.py                epoch -> order of rows, any position in constant time
         |  mixture.py                row g of the run -> (source, that source's row number)
         |  stream.py                 step -> global rows -> this rank's rows

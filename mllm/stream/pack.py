@@ -26,6 +26,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from corpora.ragged import BLOCK
+from mllm.command import progress
 from mllm.errors import UserError
 from mllm.stream import pool
 from mllm.stream.encode import image_span
@@ -55,7 +56,7 @@ def pack(
         (is_joined, capacity, pool.new_pool(capacity), pool.new_rows(capacity))
         for is_joined, capacity in ((False, seq_len), (True, seq_len - 1))
     ]
-    for first in range(0, lengths.num_samples, WINDOW):
+    for first in progress(range(0, lengths.num_samples, WINDOW), f"packing {WINDOW:,} documents"):
         stop = min(first + WINDOW, lengths.num_samples)
         text_tokens = np.asarray(lengths.text_tokens[first:stop])
         num_images = np.asarray(lengths.images.counts[first:stop])

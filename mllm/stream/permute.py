@@ -11,8 +11,8 @@ import hashlib
 
 import numpy as np
 
-BLOCK_ROWS = 256
-BLOCKS_TOGETHER = 16
+BLOCK_ROWS = 128
+BLOCKS_TOGETHER = 32
 SMALL = 32  # permutations of so many are drawn by rank
 ROUNDS = 6  # fewer show in the joint places of two elements of 33 to 128 (chi square)
 # Odd numbers without pattern (of splitmix64, xxHash, wyhash and others), one a round.
@@ -96,7 +96,8 @@ def _permute_many(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.nd
             value ^= value >> shift
         result[walking] = value
         stays = value >= size
-        walking, size, mask, shift = (array[stays] for array in (walking, size, mask, shift))
+        walking, size = walking[stays], size[stays]
+        mask, shift = mask[stays], shift[stays]
         rounds = [(summand[stays], factor[stays]) for summand, factor in rounds]
     return result
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mllm.stream.permute import epoch_row, hash_key, mix, permute
+from mllm.bench.shuffle import quality
+from mllm.stream.permute import BLOCK_ROWS, BLOCKS_TOGETHER, epoch_row, hash_key, mix, permute
 
 
 def epoch(num_rows, key, *blocks):
@@ -54,6 +55,25 @@ def test_a_stretch_of_the_epoch_comes_from_a_few_long_runs_of_rows():
     neighbours = np.abs(np.diff(order)) < 256
     assert neighbours.mean() < 2 / 16
     assert abs(np.corrcoef(order, np.arange(num_rows))[0, 1]) < 0.2
+
+
+def test_the_measure_of_a_shuffle_tells_orders_apart():
+    num_rows = 64 * BLOCK_ROWS * BLOCKS_TOGETHER
+    unshuffled = quality(np.arange(num_rows), 256)
+    full = quality(np.random.default_rng(0).permutation(num_rows), 256)
+    ours = quality(epoch(num_rows, hash_key("b")), 256)
+    assert unshuffled["rank_correlation"] > 0.999
+    assert unshuffled["neighbours_in_block"] == pytest.approx(1 - 1 / BLOCK_ROWS, abs=1e-4)
+    assert unshuffled["blocks_per_batch"] == 256 / BLOCK_ROWS
+    assert unshuffled["runs_in_reach"] == 1
+    assert full["median_distance"] == pytest.approx(1 - np.sqrt(0.5), abs=0.01)
+    assert abs(full["rank_correlation"]) < 0.02
+    # Rows far apart meet as in a full shuffle; reading takes a small part of its runs.
+    assert ours["median_distance"] > 0.8 * full["median_distance"]
+    assert abs(ours["rank_correlation"]) < 0.1
+    assert ours["neighbours_in_block"] < 1.5 / BLOCKS_TOGETHER
+    assert ours["blocks_per_batch"] > BLOCKS_TOGETHER
+    assert ours["runs_in_reach"] < 2.5 * BLOCKS_TOGETHER < full["runs_in_reach"] / 5
 
 
 def test_no_row_is_favoured_by_its_place_in_a_block():

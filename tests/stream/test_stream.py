@@ -344,5 +344,5 @@ def test_the_token_lengths_are_measured_once(world, build, monkeypatch):
     def fail(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("mllm.stream.measure._measure", fail)
+    monkeypatch.setattr("mllm.stream.measure.measure", fail)
     build(num_latents=9, seq_len=100)
