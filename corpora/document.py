@@ -165,7 +165,10 @@ def from_members(key: str, members: Mapping[str, bytes]) -> Document:
 def _json_member(meta: dict[str, Any]) -> dict[str, bytes]:
     if not meta:
         return {}
-    return {"json": json.dumps(meta, ensure_ascii=False, sort_keys=True).encode()}
+    try:
+        return {"json": json.dumps(meta, ensure_ascii=False, sort_keys=True).encode()}
+    except UnicodeEncodeError:  # half a surrogate pair: JSON can only say it escaped
+        return {"json": json.dumps(meta, sort_keys=True).encode()}
 
 
 def _read_text(key: str, data: bytes) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from corpora.document import Document
 from corpora.reader import Corpus
+from corpora.transport import RemoteUnavailable
 from mllm.errors import UserError
 from mllm.stream.encode import TokenSequence, encode, image_span
 from mllm.stream.plan import open_plan
@@ -124,10 +125,11 @@ def read(corpus: Corpus, sample: int) -> Document:
         try:
             return corpus.document(sample)
         except OSError as error:
-            if attempt + 1 == READ_ATTEMPTS:
+            # What reads remote shards has made its own attempts.
+            if attempt + 1 == READ_ATTEMPTS or isinstance(error, RemoteUnavailable):
                 raise UserError(
                     f"{corpus.corpus_dir}: cannot read sample {corpus.key(sample)} after "
-                    f"{READ_ATTEMPTS} attempts ({error}); mend the disk or the mount and resume"
+                    f"{attempt + 1} attempts ({error}); mend the disk or the mount and resume"
                 ) from error
             time.sleep(READ_BACK_OFF_SECONDS * 2**attempt)
     raise AssertionError("unreachable")

@@ -128,3 +128,8 @@ def test_turns_that_score_the_user_or_miss_segments_are_refused():
         to_members(Document("k", said, {}, (Turn("user", 1), Turn("assistant", 1))))
     with pytest.raises(ValueError, match="do not add up"):
         to_members(Document("k", said, {}, (Turn("assistant", 1),)))
+
+
+def test_meta_with_half_a_surrogate_pair_goes_through_a_shard():
+    document = Document("a", (TextSegment("text"),), {"title": "cut \ud83d"})
+    assert from_members("a", to_members(document)) == document
