@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
@@ -324,6 +324,14 @@ def test_an_image_does_not_survive_in_a_record_that_goes(tmp_path):
     distance=st.integers(0, 5),
     block=st.sampled_from([2, 5, 4_000_000]),
     found=st.sampled_from([1, 2, 1_000_000]),
+)
+@example(  # a chain of colours, in one table, written a pair at a time
+    base=[5],
+    images=[(0, [], [0, 0]), (0, [], [10, 0]), (0, [], [20, 0])],
+    cut=1,
+    distance=0,
+    block=4_000_000,
+    found=1,
 )
 def test_close_hashes_are_those_of_all_pairs(
     tmp_path_factory, base, images, cut, distance, block, found
