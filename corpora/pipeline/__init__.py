@@ -1,9 +1,11 @@
 """Corpus work as datatrove pipelines: read, filter, deduplicate, decontaminate, write shards.
 
     readers/       foreign formats to records
-    filters.py     records judged one by one, each drop counted with its reason
-    dedup.py       exact, near (MinHash) and perceptual duplicates, over the whole corpus
-    decontaminate.py   what evaluation files hold as well
+    filters.py     records judged one by one (texts.py, images.py, quality.py), each drop counted
+    dedup.py       exact, near (MinHash) and perceptual duplicates: fingerprints.py, pairs.py,
+                   clusters.py, and duplicates.py that drops
+    decontaminate.py   what evaluation files (evaluation_files.py) hold as well
+    statistics.py  datatrove's figures of texts
     write.py       records to shards
     run.py         the steps on datatrove's executors: local processes, SLURM, Ray
 
