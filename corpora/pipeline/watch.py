@@ -1,6 +1,7 @@
 """Runs an executor under a progress bar, and ends with an error when a worker process dies."""
 
 import atexit
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -42,6 +43,7 @@ def run_watched(
         except BaseException as error:
             raised.append(error)
 
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # of processes started now
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
@@ -50,7 +52,8 @@ def run_watched(
     except BaseException:
         for process in multiprocess.active_children():
             process.kill()
-        # At exit the pool would wait for a lock that a killed process holds.
+        # At exit the pool would wait for a lock that a killed process holds. The resource tracker
+        # then removes its semaphores; its warning is not for the user.
         atexit.unregister(multiprocess.util._exit_function)
         raise
     if raised:

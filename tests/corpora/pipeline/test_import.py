@@ -317,6 +317,25 @@ def test_two_processes_write_what_one_writes_and_leave_stderr_clean(tmp_path):
 
 
 @pytest.mark.slow
+def test_ctrl_c_is_one_line_and_leaves_no_process_behind(tmp_path):
+    big_input(tmp_path / "in")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mllm.cli", "corpora", "import", "text", str(tmp_path / "in")]
+        + ["--out", str(tmp_path / "out"), "--unit-megabytes", "1", "--workers", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not who_holds(tmp_path / "out/shard-"):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr) == (130, "mllm: interrupted\n")
+    assert not who_holds(tmp_path / "out")
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_an_error_and_no_hang(tmp_path):
     big_input(tmp_path / "in")
     process = subprocess.Popen(
