@@ -73,7 +73,6 @@ class PairStream:
         self.tokenizer = Tokenizer(config.tokenizer)
         self.global_batch_size = config.train.global_batch_size
         self.image_size = config.model.vision.image_size
-        self.pictures = PixelCache(self.image_size, config.data.resize)
         settings = config.contrastive
         self.text_len = settings.text_len
         self.caption_prefix, self.caption_end = settings.caption_prefix, settings.caption_end
@@ -88,6 +87,11 @@ class PairStream:
         for source, corpus in zip(config.data.mixture, self._corpora, strict=True):
             if not has_pairs(corpus):
                 raise UserError(f"{source.path}: the vision stage needs one picture in each sample")
+        self.pictures = PixelCache(
+            self.image_size,
+            config.data.resize,
+            num_pictures=sum(len(corpus) for corpus in self._corpora),
+        )
         self._excluded = [set(self.takedowns.samples(c).tolist()) for c in self._corpora]
         fixed = {
             "tokenizer": self.tokenizer.fingerprint,

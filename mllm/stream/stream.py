@@ -89,7 +89,6 @@ class TokenStream:
         self.seq_len, self.num_latents = seq_len, num_latents
         self.global_batch_size = global_batch_size
         self.takedowns = takedowns or Takedowns()
-        self._pictures = PixelCache(image_size, resize)
         self.sources = [
             PlannedSource(
                 source,
@@ -102,6 +101,8 @@ class TokenStream:
             )
             for source in sources
         ]
+        num_pictures = sum(source.plan.total_images for source in self.sources)
+        self._pictures = PixelCache(image_size, resize, num_pictures=num_pictures)
         fixed = {
             "tokenizer": tokenizer.fingerprint,
             "model.seq_len": seq_len,

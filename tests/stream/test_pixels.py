@@ -33,3 +33,12 @@ def test_what_is_no_picture_is_an_error_every_time() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="not a picture"):
             cache.decode(b"text")
+
+
+def test_of_many_more_pictures_than_fit_none_is_kept() -> None:
+    room = 2 * 3 * 16 * 16
+    few = PixelCache(16, "squash", num_pictures=8, cache_bytes=room)
+    many = PixelCache(16, "squash", num_pictures=9, cache_bytes=room)
+    for picture in PICTURES:
+        assert np.array_equal(few.decode(picture), many.decode(picture))
+    assert len(few) == 2 and len(many) == 0
