@@ -3,7 +3,8 @@
 Letters: B rows, T query positions, S key positions, H heads, K head_dim, N documents.
 """
 
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,8 @@ class Documents:
     """Where the documents of a packed batch begin, computed once and shared by all layers.
 
     `cu_seqlens` is what varlen GPU kernels take: int32 (N + 1,), offsets into the flattened B * T
-    positions. Padding counts as documents of its own, so it sees only padding. On CPU the
-    documents are sorted into rectangles of doubling length, so that attention costs the square of
-    a document's length, not of the row's, and no (T, T) mask is built in any layer.
+    positions. Padding counts as documents of its own, so it sees only padding. What one backend
+    alone needs is made when it first asks.
     """
 
     def __init__(self, document_ids: torch.Tensor):
@@ -33,33 +33,50 @@ class Documents:
             document_ids: int64 (B, T); equal neighbours in a row are one document, -1 is padding.
         """
         num_rows, seq_len = document_ids.shape
-        device = document_ids.device
-        is_start = torch.ones(num_rows, seq_len, dtype=torch.bool, device=device)
+        is_start = torch.ones(num_rows, seq_len, dtype=torch.bool, device=document_ids.device)
         is_start[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
         starts = is_start.flatten().nonzero().flatten()  # (N,); syncs with the GPU
-        end = torch.tensor([num_rows * seq_len], device=device)
-        bounds = torch.cat((starts, end))
-        lengths = bounds.diff()
+        bounds = torch.cat((starts, starts.new_tensor([num_rows * seq_len])))
         self.cu_seqlens = bounds.to(torch.int32)
-        self.max_length = int(lengths.max())
-        self.buckets: list[Bucket] = []
-        order = torch.empty(num_rows * seq_len, dtype=torch.int64, device=device)
-        filled = 0
-        longest = 16
-        shorter_than = 0
+        self.lengths: list[int] = bounds.diff().tolist()
+        self.max_length = max(self.lengths)
+
+    @cached_property
+    def buckets(self) -> tuple[list[Bucket], torch.Tensor]:
+        """The documents in rectangles of doubling length, so that attention costs the square of a
+        document's length, not of the row's, and no (T, T) mask is built in any layer.
+
+        Returns:
+            The rectangles; and int64 (B * T,), where each flat position stands in all of them.
+        """
+        bounds = self.cu_seqlens.long()
+        starts, lengths = bounds[:-1], bounds.diff()
+        order = torch.empty(int(bounds[-1]), dtype=torch.int64, device=bounds.device)
+        buckets: list[Bucket] = []
+        filled, shorter_than, longest = 0, 0, 16
         while shorter_than < self.max_length:
             chosen = (lengths > shorter_than) & (lengths <= longest)
             shorter_than, longest = longest, longest * 2
             if not chosen.any():
                 continue
             first, length = starts[chosen], lengths[chosen]
-            column = torch.arange(int(length.max()), device=device)
+            column = torch.arange(int(length.max()), device=bounds.device)
             is_real = column < length[:, None]  # (n, L)
             gather = first[:, None] + torch.minimum(column, length[:, None] - 1)
             order[gather[is_real]] = filled + is_real.flatten().nonzero().flatten()
-            self.buckets.append(Bucket(gather, len(first)))
+            buckets.append(Bucket(gather, len(first)))
             filled += gather.numel()
-        self.scatter = order  # where each flat position stands in the concatenated buckets
+        return buckets, order
+
+    @cached_property
+    def xformers_mask(self) -> Any:
+        """The same boundaries as xformers has them."""
+        # In `try`: the loader of `transformers` demands every other import of exported code.
+        try:
+            from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
+        except ImportError:
+            raise ImportError("attention backend xformers: pip install 'mllm[gpu]'") from None
+        return BlockDiagonalCausalMask.from_seqlens(self.lengths, device=self.cu_seqlens.device)
 
 
 def attention(
@@ -122,7 +139,8 @@ def _packed_sdpa(
     flat = [x.flatten(0, 1).flatten(1) for x in (query, key, value)]  # (B*T, H*K)
     heads = query.shape[2:]
     outputs = []
-    for gather, num_documents in documents.buckets:
+    buckets, order = documents.buckets
+    for gather, num_documents in buckets:
         q, k, v = (
             x.index_select(0, gather.flatten())
             .view(num_documents, -1, *heads)
@@ -132,7 +150,7 @@ def _packed_sdpa(
         # Right padding needs no mask: under a causal mask nothing real looks at it.
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         outputs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))  # (n*L, H*K)
-    return torch.cat(outputs).index_select(0, documents.scatter).view_as(query)
+    return torch.cat(outputs).index_select(0, order).view_as(query)
 
 
 def _packed_flash_attn(
@@ -142,7 +160,6 @@ def _packed_flash_attn(
     documents: Documents,
     dropout: float,
 ) -> torch.Tensor:
-    # In `try`: the loader of `transformers` demands every other import it finds in exported code.
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError:
@@ -168,17 +185,16 @@ def _packed_xformers(
     documents: Documents,
     dropout: float,
 ) -> torch.Tensor:
+    mask = documents.xformers_mask
     try:
         from xformers.ops import memory_efficient_attention
-        from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
     except ImportError:
         raise ImportError("attention backend xformers: pip install 'mllm[gpu]'") from None
-    lengths = documents.cu_seqlens.diff().tolist()
     out = memory_efficient_attention(
         query.flatten(0, 1)[None],
         key.flatten(0, 1)[None],
         value.flatten(0, 1)[None],
-        attn_bias=BlockDiagonalCausalMask.from_seqlens(lengths),
+        attn_bias=mask,
         p=dropout,
     )
     return out.view_as(query)

@@ -3,11 +3,13 @@
 Letters: N scored positions, D model_dim, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-CHUNK = 1024  # scored positions whose logits exist at one time
+CHUNK_LOGITS = 2**25  # logits that exist at one time: 128 MiB in fp32, whatever V and N are
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -21,18 +23,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_hidden = torch.empty_like(hidden)
             # fp32: many chunks add up here, and bf16 would lose the small ones.
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for start in range(0, len(hidden), CHUNK):
-            part = slice(start, start + CHUNK)
+        size = max(1, CHUNK_LOGITS // len(weight))
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            targets = target_ids[part, None]  # (chunk, 1)
             logits = (hidden[part] @ weight.T).float()  # (chunk, V)
-            log_probs = F.log_softmax(logits, -1)
-            losses[part] = F.nll_loss(log_probs, target_ids[part], reduction="none")
+            log_total = logits.logsumexp(-1, keepdim=True)
+            losses[part] = (log_total - logits.gather(1, targets))[:, 0]
             if needs_grad:
-                grad_logits = log_probs.exp_()
-                rows = torch.arange(len(grad_logits), device=hidden.device)
-                grad_logits[rows, target_ids[part]] -= 1.0
+                grad_logits = logits.sub_(log_total).exp_()  # probabilities, less 1 at the target
+                grad_logits.scatter_add_(1, targets, grad_logits.new_full(targets.shape, -1.0))
                 grad_logits = grad_logits.to(hidden.dtype)
                 grad_hidden[part] = grad_logits @ weight
-                grad_weight += grad_logits.T @ hidden[part]
+                if grad_weight.dtype == hidden.dtype:
+                    grad_weight.addmm_(grad_logits.T, hidden[part])
+                else:
+                    grad_weight += grad_logits.T @ hidden[part]
+            del logits  # before the next chunk's
         if needs_grad:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(losses)
@@ -46,6 +53,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_weight * grad_sum.to(grad_weight.dtype),
             None,
         )
+
+
+def fused_kernel(device: torch.device) -> Callable[..., torch.Tensor] | None:
+    """Liger's cross-entropy, the same chunks in Triton; None off the GPU or where not installed."""
+    if device.type != "cuda":
+        return None
+    # In `try`: the loader of `transformers` demands every other import it finds in exported code.
+    try:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    except ImportError:
+        return None
+    return liger_fused_linear_cross_entropy
 
 
 class LanguageHead(nn.Module):
@@ -70,4 +89,10 @@ class LanguageHead(nn.Module):
         """
         if target_ids is None:
             return F.linear(hidden, self.weight)
-        return _ChunkedCrossEntropy.apply(hidden, self.weight, target_ids)
+        fused = fused_kernel(hidden.device)
+        if fused is None:
+            return _ChunkedCrossEntropy.apply(hidden, self.weight, target_ids)
+        losses = fused(
+            hidden, self.weight, target_ids, reduction="none", accum_dtype=torch.float32
+        )  # (N,)
+        return losses.sum(), losses.detach()

@@ -1,0 +1,181 @@
+"""Packed attention of every backend against a dense mask; GPU libraries by their signatures.
+
+flash-attn and xformers run on GPUs only. What stands in for them here has their signatures, copied
+below with the version, and a dense mask inside; where the real library is installed, its signature
+is compared with the copy.
+"""
+
+import importlib
+import inspect
+import sys
+import types
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mllm.model.attention import Documents, attention
+from mllm.model.decoder import FeedForward
+from tests.model.test_decoder import packed_row, tiny
+
+LENGTHS = [7, 30, 1, 17]
+
+
+def documents_of(*rows: list[int], seq_len: int = 64) -> Documents:
+    return Documents(torch.cat([packed_row(lengths, seq_len)[0] for lengths in rows]))
+
+
+def dense(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: list[int]
+) -> torch.Tensor:
+    """Softmax attention written out over a dense mask of documents; (N, H, K) each."""
+    place = torch.arange(len(query))
+    document = torch.bucketize(place, torch.tensor(bounds[1:]), right=True)
+    keep = (document == document[:, None]) & (place <= place[:, None])
+    scores = torch.einsum("thk,shk->hts", query, key) * query.shape[-1] ** -0.5
+    return torch.einsum("hts,shk->thk", scores.masked_fill(~keep, -torch.inf).softmax(-1), value)
+
+
+# -------------------------------------------------- recorded: flash-attn 2.8.3, xformers 0.0.35
+def flash_attn_varlen_func(  # type: ignore[no-untyped-def]
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+    block_table=None,
+):
+    """As documented: (total, heads, head_dim); int32 (N + 1,) cumulative lengths; int maxima."""
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert isinstance(max_seqlen_q, int) and isinstance(max_seqlen_k, int)
+    assert max_seqlen_q == int(cu_seqlens_q.diff().max()) and q.stride(-1) == 1
+    assert causal and softmax_scale is None and cu_seqlens_q[-1] == len(q)
+    return dense(q, k, v, cu_seqlens_q.tolist())
+
+
+def memory_efficient_attention(  # type: ignore[no-untyped-def]
+    query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None, output_dtype=None
+):
+    """As documented: (1, total, heads, head_dim) under a block-diagonal mask."""
+    assert query.shape[0] == 1 and scale is None
+    return dense(query[0], key[0], value[0], attn_bias)[None]
+
+
+class BlockDiagonalCausalMask:
+    @classmethod
+    def from_seqlens(cls, q_seqlen, kv_seqlen=None, *, device=None):  # type: ignore[no-untyped-def]
+        assert all(isinstance(n, int) for n in q_seqlen)
+        return [0, *torch.tensor(q_seqlen).cumsum(0).tolist()]
+
+
+RECORDED: dict[str, dict[str, object]] = {
+    "flash_attn": {"flash_attn_varlen_func": flash_attn_varlen_func},
+    "xformers.ops": {"memory_efficient_attention": memory_efficient_attention},
+    "xformers.ops.fmha.attn_bias": {"BlockDiagonalCausalMask": BlockDiagonalCausalMask},
+}
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RECORDED:
+        parts = name.split(".")
+        for i in range(1, len(parts)):
+            monkeypatch.setitem(
+                sys.modules, ".".join(parts[:i]), types.ModuleType(".".join(parts[:i]))
+            )
+    for name, members in RECORDED.items():
+        module = types.ModuleType(name)
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flash_attn", "xformers"])
+@pytest.mark.usefixtures("recorded")
+def test_backends_agree_with_a_dense_mask_forward_and_backward(backend: str) -> None:
+    torch.manual_seed(0)
+    documents = documents_of(LENGTHS, [64], [10, 50])
+    inputs = [torch.randn(3, 64, 2, 8, requires_grad=True) for _ in range(3)]
+    weights = torch.randn(3, 64, 2, 8)
+    out = attention(*inputs, documents=documents, backend=backend)
+    grads = torch.autograd.grad((out * weights).sum(), inputs)
+    flat = [x.flatten(0, 1) for x in inputs]
+    expected = dense(*flat, documents.cu_seqlens.tolist()).view_as(out)
+    expected_grads = torch.autograd.grad((expected * weights).sum(), inputs)
+    for a, b in zip((out, *grads), (expected, *expected_grads), strict=True):
+        assert (a - b).abs().max() < 1e-5
+
+
+def parameters(function: Callable) -> list[tuple[str, object]]:
+    return [
+        (p.name, None if p.default is inspect.Parameter.empty else p.default)
+        for p in inspect.signature(function).parameters.values()
+    ]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_signatures_are_those_of_the_installed_library(name: str) -> None:
+    library = name.partition(".")[0]
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        pytest.skip(f"{library} is not installed: only its recorded signature was tested")
+    for member, ours in RECORDED[name].items():
+        theirs = getattr(module, member)
+        if isinstance(ours, type):
+            ours, theirs = ours.from_seqlens, theirs.from_seqlens  # type: ignore[attr-defined]
+        assert parameters(theirs)[: len(parameters(ours))] == parameters(ours)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["flash_attn", "xformers"])
+def test_an_absent_library_is_named_with_the_mend(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in RECORDED:
+        monkeypatch.setitem(sys.modules, name, None)
+    x = torch.randn(1, 64, 2, 8)
+    with pytest.raises(ImportError, match=rf"{backend}: pip install 'mllm\[gpu\]'"):
+        attention(x, x, x, documents=documents_of(LENGTHS), backend=backend)
+
+
+# ---------------------------------------------------------------------------- precision, dropout
+def test_softmax_of_bf16_is_computed_in_fp32() -> None:
+    """The result lies within a few bf16 roundings of the output of the fp32 one."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 64, 2, 16).bfloat16() for _ in range(3)]
+    exact = attention(*(x.float() for x in inputs), is_causal=True)
+    documents = documents_of([64], [64])
+    for out in (attention(*inputs, is_causal=True), attention(*inputs, documents=documents)):
+        assert ((out.float() - exact).abs() <= 2**-7 * exact.abs() + 2**-8).all()
+
+
+def test_gelu_is_the_exact_one_in_fp32_cast_afterwards() -> None:
+    x = torch.linspace(-6, 6, 4001).bfloat16()
+    exact = 0.5 * x.double() * (1 + torch.erf(x.double() / 2**0.5))
+    assert torch.equal(F.gelu(x), F.gelu(x.float()).bfloat16())
+    assert (F.gelu(x.float()) - exact).abs().max() < 1e-6
+    ffn = FeedForward(tiny()).bfloat16()
+    hidden = torch.randn(5, 48).bfloat16()
+    middle = F.gelu(ffn.fc1(hidden).float()).bfloat16()
+    assert torch.equal(ffn(hidden), ffn.fc2(ffn.ffn_layernorm(middle)))
+
+
+def test_attention_dropout_drops_probabilities_and_keeps_their_mean() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 64, 2, 8)
+    value = torch.ones_like(x)
+    documents = documents_of([64])
+    out = attention(x, x, value, documents=documents, dropout=0.5)
+    assert not torch.equal(out, attention(x, x, value, documents=documents, dropout=0.5))
+    assert out[0, 0].eq(0).any() or out[0, 0].eq(2).all()  # one probability: all or nothing
+    assert abs(out[0, 16:].mean().item() - 1) < 0.1
