@@ -101,7 +101,11 @@ def test_shards_are_equal_for_any_number_of_tasks(tmp_path, small_units):
         options = ("--unit-megabytes", 1, "--samples-per-shard", 8, "--workers", 1)
         run("text", tmp_path / "in", "--out", out, "--tasks", tasks, *options)
         found.append(shards(out))
-        assert len(list((out / "import-logs").glob("read-*/completions/*"))) == tasks
+        stats = [json.loads(p.read_bytes()) for p in out.glob("import-logs/read-*/stats/*.json")]
+        counts = [task[0]["stats"]["ranks"] for task in stats]
+        shares = [count if isinstance(count, int) else count["total"] for count in counts]
+        assert len(shares) == tasks
+        assert max(shares) - min(shares) <= 1
     assert found[0] == found[1] == found[2]
     assert len(found[0]) > 20
 

@@ -72,6 +72,15 @@ def test_any_cut_into_byte_ranges_reads_every_line_once(
     assert [d.segments[0].text for d in documents] == [t for t in texts if t.strip()]
 
 
+def test_ranges_that_begin_where_a_line_begins_read_it_once(tmp_path):
+    path = tmp_path / "a.jsonl"
+    texts = [f"t{i}" for i in range(6)]
+    path.write_text("".join(f'{{"text":"{text}"}}\n' for text in texts))  # 14 bytes each
+    for unit_bytes in range(1, 90):
+        documents, _ = read("text", path, unit_bytes)
+        assert [d.segments[0].text for d in documents] == texts
+
+
 @pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2", ".xz"])
 def test_a_cut_file_gives_its_beginning_and_its_name(tmp_path, ending):
     many = [f"{text} {i * 7919 % 1000}" for i in range(400) for text in WORDS]
