@@ -1,8 +1,8 @@
 """The input cut into units: the fixed pieces of work that no number of tasks changes.
 
 A unit is a run of neighbouring parts (small files) or one part of a large file, of about
-`unit_bytes`. Units follow the order of the sources on the command line and of sorted paths within
-each, so equal input gives equal units, equal keys and equal shards.
+`unit_bytes`. Units follow the order of the sources on the command line, and within each that of
+names, a folder's files before its subfolders; so equal input gives equal units, keys and shards.
 """
 
 import json
@@ -68,7 +68,7 @@ def read_units(path: Path) -> list[Unit]:
 
 
 def files_under(source: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """The source itself, or every file below it with one of the endings, in order of their paths.
+    """The source itself, or every file below it with one of the endings, in order.
 
     Hidden files and folders are passed over, and so are links to folders.
     """
