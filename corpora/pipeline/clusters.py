@@ -97,7 +97,7 @@ def _union(arrays: Iterable[np.ndarray]) -> np.ndarray:
     """uint64 (N,): every value once, sorted. Merges like sizes, so each value seldom."""
     stack: list[np.ndarray] = []
     for array in arrays:
-        stack.append(_once(np.sort(array)))  # np.unique hashes, and took 60 times as long
+        stack.append(_once(np.sort(array)))  # np.unique hashes: slower on large arrays
         while len(stack) > 1 and len(stack[-2]) < 2 * len(stack[-1]):
             stack.append(_merge(stack.pop(), stack.pop()))
     while len(stack) > 1:
