@@ -35,8 +35,10 @@ test: setup
 test-slow: setup
 	$(BIN)/pytest -m "slow and not gpu"
 
+# ROWS="index seek" runs those alone.
 bench: setup
-	$(BIN)/python -m mllm.bench
+	$(BIN)/pip install --quiet --editable ".[bench]"
+	$(BIN)/python -m mllm.bench $(ROWS)
 
 eval-zeroshot: setup
 	$(BIN)/mllm eval zeroshot --model $(MODEL) --data $(DATA) --out $(MODEL)/../eval-zeroshot
