@@ -14,6 +14,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from mllm.hf.configuration_mllm import MllmConfig
+from mllm.hf.decoding import DecoderStep, DecodingCache
 from mllm.model.init import initialise
 from mllm.model.multimodal import MultimodalModel
 
@@ -102,26 +103,30 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         elif input_ids is not None or inputs_embeds is None:
             raise ValueError("give either input_ids or inputs_embeds")
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        key_positions = None
-        if attention_mask is not None and attention_mask.dim() == 2:
-            places = attention_mask.long().cumsum(-1) - 1  # among what is not padding
-            key_positions = places.clamp(min=0)  # (B, S)
-        if position_ids is None:
-            position_ids = self._positions(inputs_embeds, key_positions, past_key_values)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-        )
-        hidden = self.model.decoder(
-            inputs_embeds,
-            position_ids,
-            mask=mask,
-            cache=past_key_values,
-            key_positions=key_positions,
-        )  # (B, T, D)
+            past_key_values = DecodingCache(self.config, self.model.decoder)
+        step = _step_of(past_key_values, inputs_embeds, attention_mask)
+        if step is not None and isinstance(past_key_values, DecodingCache):
+            mask: Any = None
+            if attention_mask is not None and not bool(attention_mask.all()):
+                mask = attention_mask[:, None, None].bool()  # (B, 1, 1, S)
+            if position_ids is None:
+                _, position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+            hidden = step(inputs_embeds, position_ids, mask, past_key_values)  # (B, 1, D)
+        else:
+            key_positions, found = self._positions(inputs_embeds, attention_mask, past_key_values)
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+            )
+            hidden = self.model.decoder(
+                inputs_embeds,
+                found if position_ids is None else position_ids,
+                mask=mask,
+                cache=past_key_values,
+                key_positions=key_positions,
+            )  # (B, T, D)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.model.head(hidden[:, kept])  # (B, kept, V)
         loss = None
@@ -132,6 +137,19 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
         return output.to_tuple() if return_dict is False else output
 
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Puts our cache in the place of the plain one that `generate` makes by default."""
+        is_given = model_kwargs.get("past_key_values") is not None
+        result = super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, *args, **kwargs
+        )
+        cache = model_kwargs.get("past_key_values")
+        if not is_given and type(cache) is DynamicCache and not cache.offloading:
+            model_kwargs["past_key_values"] = DecodingCache(self.config, self.model.decoder)
+        return result
+
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: torch.Tensor,
@@ -141,6 +159,17 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         # The mask does not grow with the text; `forward` finds the slots by their id. `generate`
         # reads this signature: it looks for `inputs_embeds`, and for a `**kwargs` of that name.
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        places = kwargs.get("position_ids")
+        if kwargs.get("next_sequence_length") == 1 and isinstance(cache, DecodingCache):
+            # One token on a cache of ours: what the base class makes of it, without its detours.
+            return {
+                "input_ids": input_ids[:, -1:],
+                "attention_mask": mask,
+                "position_ids": None if places is None else places[:, -1:],
+                "past_key_values": cache,
+                "use_cache": True,
+            }
         return super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,  # type: ignore[arg-type]
             inputs_embeds=inputs_embeds,
@@ -165,13 +194,28 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _positions(
         self,
         inputs_embeds: torch.Tensor,
-        key_positions: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
-    ) -> torch.Tensor:
-        """int64 (B, T): those of the new tokens, which stand last."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """int64 (B, S) of all keys, if padding is known, and (B, T): places among what is kept."""
         num_rows, num_new = inputs_embeds.shape[:2]
-        if key_positions is not None:
-            return key_positions[:, -num_new:]
+        if attention_mask is not None and attention_mask.dim() == 2:
+            places = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            return places, places[:, -num_new:]
         first = 0 if past_key_values is None else past_key_values.get_seq_length()
         places = torch.arange(num_new, device=inputs_embeds.device) + first
-        return places.expand(num_rows, -1)
+        return None, places.expand(num_rows, -1)
+
+
+def _step_of(
+    cache: Cache | None, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None
+) -> DecoderStep | None:
+    """The decoder's fast step, where one new position a row follows on a cache of ours."""
+    if (
+        isinstance(cache, DecodingCache)
+        and inputs_embeds.shape[1] == 1
+        and (attention_mask is None or attention_mask.dim() == 2)
+        and not torch.is_grad_enabled()
+    ):
+        return cache.step
+    return None
