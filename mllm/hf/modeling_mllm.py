@@ -6,9 +6,11 @@ Letters: B rows, T new positions, S positions with those in the cache, D model_d
 I pictures, L latents.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
@@ -57,11 +59,26 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: torch.nn.Module) -> None:
         self.model.head = value
 
+    def _flash_attn_can_dispatch(self, *args: Any, **kwargs: Any) -> bool:
+        raise ValueError(
+            "attn_implementation: this model runs on torch's SDPA, which has flash attention of "
+            "its own; use 'sdpa', or 'eager' for plain products"
+        )
+
+    _flex_attn_can_dispatch = _flash_attn_can_dispatch
+
+    def _kernels(self) -> AbstractContextManager:
+        """`eager` is SDPA's own plain products; `sdpa` leaves the choice to torch."""
+        if self.config._attn_implementation == "eager":
+            return sdpa_kernel(SDPBackend.MATH)
+        return nullcontext()
+
     def get_image_features(
         self, pixel_values: torch.Tensor, **settings: Any
     ) -> BaseModelOutputWithPooling:
         """Latents of pictures (I, L, D) as `pooler_output`; `generate` calls this once a prompt."""
-        latents = self.model.encode_images(pixel_values.to(self.dtype))
+        with self._kernels():
+            latents = self.model.encode_images(pixel_values.to(self.dtype))
         return BaseModelOutputWithPooling(pooler_output=latents)
 
     def forward(
@@ -94,8 +111,12 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             mm_encoder_outputs: `{"image": get_image_features(...)}` instead of `pixel_values`.
 
         Raises:
-            ValueError: slots and pictures differ in number.
+            ValueError: slots and pictures differ in number, or attentions or hidden states are
+                asked for.
         """
+        for name in ("output_attentions", "output_hidden_states"):
+            if settings.pop(name, False):
+                raise ValueError(f"{name}=True is not offered; only logits are returned")
         if input_ids is not None and inputs_embeds is None:
             inputs_embeds = self._embed(
                 input_ids, image_slot_mask, pixel_values, mm_encoder_outputs or {}
@@ -111,7 +132,8 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 mask = attention_mask[:, None, None].bool()  # (B, 1, 1, S)
             if position_ids is None:
                 _, position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
-            hidden = step(inputs_embeds, position_ids, mask, past_key_values)  # (B, 1, D)
+            with self._kernels():
+                hidden = step(inputs_embeds, position_ids, mask, past_key_values)  # (B, 1, D)
         else:
             key_positions, found = self._positions(inputs_embeds, attention_mask, past_key_values)
             mask = create_causal_mask(
@@ -120,13 +142,16 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
             )
-            hidden = self.model.decoder(
-                inputs_embeds,
-                found if position_ids is None else position_ids,
-                mask=mask,
-                cache=past_key_values,
-                key_positions=key_positions,
-            )  # (B, T, D)
+            if mask is not None and mask.is_floating_point():  # `eager`: what is added to scores
+                mask = mask == 0
+            with self._kernels():
+                hidden = self.model.decoder(
+                    inputs_embeds,
+                    found if position_ids is None else position_ids,
+                    mask=mask,
+                    cache=past_key_values,
+                    key_positions=key_positions,
+                )  # (B, T, D)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.model.head(hidden[:, kept])  # (B, kept, V)
         loss = None

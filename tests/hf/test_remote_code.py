@@ -48,12 +48,19 @@ processor.save_pretrained(out)
 again = AutoModelForImageTextToText.from_pretrained(out, trust_remote_code=True)
 twice = AutoProcessor.from_pretrained(out, trust_remote_code=True)
 inputs_again = twice(text="<image>An image of", images=[Path(picture)])
+from transformers import pipeline
+pipe = pipeline("image-text-to-text", model=export, trust_remote_code=True)
+messages = [{"role": "user", "content": [{"type": "image", "path": picture},
+                                         {"type": "text", "text": "An image of"}]}]
+settings = {"max_new_tokens": 8, "generate_kwargs": {"do_sample": False}}
+answer = pipe(text=messages, return_full_text=False, **settings)[0]["generated_text"]
 print(json.dumps({
     "module": type(model).__module__,
     "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
     "logits": model(**inputs).logits[0, -1].tolist(),
     "again": again(**inputs_again).logits[0, -1].tolist(),
     "tokens": tokens[0].tolist(),
+    "answer": answer,
     "text": processor.batch_decode(tokens, skip_special_tokens=True)[0],
     "ids": tokenizer("<image> </s> red")["input_ids"],
     "ours": sorted(m for m in sys.modules if m.split(".")[0] in ("mllm", "tokenizer", "corpora")),
@@ -92,6 +99,8 @@ def test_loads_and_answers_alike_without_this_repository(tiny, tmp_path):
     torch.testing.assert_close(torch.tensor(found["again"]), logits, atol=1e-5, rtol=0)
     assert found["tokens"] == tokens.tolist()
     assert found["text"] == tiny.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+    new = tokens[inputs["input_ids"].shape[1] :]
+    assert found["answer"] == tiny.processor.tokenizer.decode(new, skip_special_tokens=True)
     assert found["ids"] == [0, *tiny.tokenizer.encode("<image> </s> red")]
 
 
