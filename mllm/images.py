@@ -28,8 +28,11 @@ Resize = Literal["crop", "squash"]
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO")
 
 
+MAX_PIXELS = 64_000_000
+
+
 def open_picture(
-    source: bytes | str | Path | Image.Image, max_pixels: int = 64_000_000
+    source: bytes | str | Path | Image.Image, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
     """The picture as 8-bit RGB: upright, on white, first frame.
 
@@ -44,8 +47,8 @@ def open_picture(
     if isinstance(source, Image.Image):
         return _to_rgb(_checked(source, max_pixels))
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    if simplejpeg is not None and (picture := _plain_jpeg(data, max_pixels)) is not None:
-        return picture
+    if (values := _plain_jpeg(data, max_pixels)) is not None:
+        return Image.fromarray(values)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             return _to_rgb(_checked(picture, max_pixels))
@@ -79,6 +82,16 @@ def to_pixels(picture: Image.Image, size: int, resize: Resize) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # (3, S, S)
 
 
+def read_pixels(data: bytes, size: int, resize: Resize) -> np.ndarray:
+    """`to_pixels(open_picture(data), size, resize)`, without PIL for a JPEG of that size."""
+    values = _plain_jpeg(data)
+    if values is None:
+        return to_pixels(open_picture(data), size, resize)
+    if values.shape[:2] != (size, size):
+        return to_pixels(Image.fromarray(values), size, resize)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))  # (3, S, S)
+
+
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
     """uint8 (or float in 0..255) (..., 3, S, S) to float32 by CLIP's mean and deviation."""
     mean = torch.tensor(MEAN, device=pixels.device).view(3, 1, 1) * 255
@@ -90,24 +103,29 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
 NO_PLAIN_JPEG = (b"Exif", b"http://ns.adobe.com/xap", b"MPF\0")
 
 
-def _plain_jpeg(data: bytes, max_pixels: int) -> Image.Image | None:
-    """A JPEG in grey or YCbCr that needs no turning, bit-equal to what PIL gives; else None.
+def _plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
+    """uint8 (height, width, 3) of a JPEG in grey or YCbCr that needs no turning, as PIL gives it.
+
+    None for anything else, and without simplejpeg.
 
     Whatever simplejpeg finds odd (`strict` makes warnings errors) is left to PIL, which tells
     what is broken and reads what is merely unusual.
     """
-    if data[:3] != b"\xff\xd8\xff" or any(mark in data for mark in NO_PLAIN_JPEG):
+    if (
+        simplejpeg is None
+        or data[:3] != b"\xff\xd8\xff"
+        or any(mark in data for mark in NO_PLAIN_JPEG)
+    ):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "Gray") or not 0 < width * height <= max_pixels:
             return None
-        values = simplejpeg.decode_jpeg(
+        return simplejpeg.decode_jpeg(
             data, colorspace="RGB", fastdct=False, fastupsample=False, strict=True
         )
     except ValueError:
         return None
-    return Image.fromarray(values)
 
 
 def _checked(picture: Image.Image, max_pixels: int) -> Image.Image:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import mllm.images
-from mllm.images import MEAN, STD, normalise, open_picture, to_pixels
+from mllm.images import MEAN, STD, normalise, open_picture, read_pixels, to_pixels
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **settings) -> bytes:
@@ -247,3 +247,15 @@ def test_broken_jpegs_are_what_they_are_without_simplejpeg(monkeypatch):
         assert one == two
     with pytest.raises(ValueError, match="at most 100 in all"):
         open_picture(data, max_pixels=100)
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+@pytest.mark.parametrize(("width", "height"), [(32, 32), (40, 32), (31, 33)])
+def test_read_pixels_is_open_and_resize_in_one_step(width, height, resize, monkeypatch):
+    draws = np.random.default_rng(0)
+    picture = Image.fromarray(draws.integers(0, 256, (height, width, 3)).astype(np.uint8))
+    data = encoded(picture, "JPEG")
+    found = read_pixels(data, 32, resize)
+    monkeypatch.setattr(mllm.images, "simplejpeg", None)
+    assert np.array_equal(found, to_pixels(open_picture(data), 32, resize))
+    assert found.shape == (3, 32, 32) and found.flags.c_contiguous

@@ -9,8 +9,9 @@ bytes in one process, without workers.
 import contextlib
 import io
 import tempfile
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from corpora.reader import Corpus
 from corpora.shards import ShardWriter
 from mllm.bench import machine
 from mllm.config import parse_config
-from mllm.images import open_picture, to_pixels
+from mllm.images import read_pixels
 from mllm.stream.batch import Batch
 from mllm.stream.loader import Loader
 from mllm.stream.pairs import PairBatch, PairStream
@@ -39,6 +40,7 @@ SHARDS = 6
 SIZE = 224
 WORKERS = 2
 ROUNDS = 3
+EPOCHS = 2
 BATCH = 64  # pairs
 SEQ_LEN = 512
 WORDS = [
@@ -81,7 +83,7 @@ def run() -> dict[str, Any]:
         config = _pair_config(root)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        sides: dict[str, Callable[[], float]] = {
+        sides: dict[str, machine.Side] = {
             "webdataset, PIL": lambda: _webdataset(shards, tokenizer, by_pil=True),
             "our rows, PIL": lambda: _ours(PilTokenStream(rows, **settings)),
             "our pairs, PIL": lambda: _ours(PilPairStream(config)),
@@ -136,18 +138,28 @@ class PilPairStream(PairStream):
         return super().batch(*arguments, **settings)
 
 
-def _ours(stream: TokenStream | PairStream) -> float:
-    """Pairs of an epoch, from fresh workers, their start counted in."""
-    num_steps = NUM_PAIRS // BATCH if isinstance(stream, PairStream) else stream_steps(stream)
+def _ours(stream: TokenStream | PairStream) -> tuple[float, float]:
+    """Pairs of two epochs from fresh workers, and the seconds since the first of them came."""
+    per_epoch = NUM_PAIRS // BATCH if isinstance(stream, PairStream) else stream_steps(stream)
     with Loader(
         stream,
         rank=0,
         world_size=1,
         micro_batch_size=stream.global_batch_size,
-        end_step=num_steps,
+        end_step=EPOCHS * per_epoch,
         num_workers=WORKERS,
     ) as loader:
-        return sum(sum(row.images for row in batch.rows) for _, found in loader for batch in found)
+        return _after_first(
+            sum(row.images for batch in found for row in batch.rows) for _, found in loader
+        )
+
+
+def _after_first(counts: Iterable[int]) -> tuple[float, float]:
+    """Items after the first batch, and the seconds they took: the start of workers is left out."""
+    counts = iter(counts)
+    next(counts)
+    began = time.perf_counter()
+    return sum(counts), time.perf_counter() - began
 
 
 def stream_steps(stream: TokenStream) -> int:
@@ -155,19 +167,19 @@ def stream_steps(stream: TokenStream) -> int:
     return stream.sources[0].plan.num_rows // stream.global_batch_size
 
 
-def _webdataset(shards: list[str], tokenizer: Tokenizer, *, by_pil: bool) -> float:
+def _webdataset(shards: list[str], tokenizer: Tokenizer, *, by_pil: bool) -> tuple[float, float]:
     import webdataset as wds
 
     def decode(sample: dict[str, bytes]) -> tuple[np.ndarray, torch.Tensor]:
         if by_pil:
             mllm.images.simplejpeg = None  # in the worker, a fork
-        pixels = to_pixels(open_picture(sample["jpg"]), SIZE, "squash")
+        pixels = read_pixels(sample["jpg"], SIZE, "squash")
         ids = [BOS_ID, *tokenizer.encode(sample["txt"].decode())[:22], EOS_ID]
         return pixels, torch.tensor(ids + [PAD_ID] * (24 - len(ids)))
 
-    dataset = wds.WebDataset(shards, shardshuffle=False).map(decode).batched(BATCH)
+    dataset = wds.WebDataset(shards * EPOCHS, shardshuffle=False).map(decode).batched(BATCH)
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=WORKERS)
-    return sum(len(pixels) for pixels, _ in loader)
+    return _after_first(len(pixels) for pixels, _ in loader)
 
 
 def _webdataset_undecoded(shards: list[str]) -> float:

@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -19,11 +19,15 @@ def describe(*packages: str) -> dict[str, Any]:
     }
 
 
-def interleaved(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, Any]]:
+# Does the work once; returns how many items it handled, or that and the seconds it counted itself.
+Side = Callable[[], float | tuple[float, float]]
+
+
+def interleaved(sides: Mapping[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
     """Runs each side once a round, in turn, so that a slow minute hits all of them.
 
     Args:
-        sides: name to a function that does the work once and returns how many items it handled.
+        sides: by name.
         rounds: times each is run.
 
     Returns:
@@ -34,7 +38,10 @@ def interleaved(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str,
         for name, work in sides.items():
             began = time.perf_counter()
             items = work()
-            rates[name].append(items / (time.perf_counter() - began))
+            seconds = time.perf_counter() - began
+            if isinstance(items, tuple):
+                items, seconds = items
+            rates[name].append(items / seconds)
     return {
         name: {"median": statistics.median(values), "rates": sorted(values)}
         for name, values in rates.items()

@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from mllm.images import Resize, open_picture, to_pixels
+from mllm.images import Resize, read_pixels
 
 CACHE_BYTES = 128 << 20  # in each process
 FEW_TIMES = 4
@@ -48,13 +48,13 @@ class PixelCache:
     def decode(self, picture: bytes) -> np.ndarray:
         """uint8 (3, S, S), not to be written to. ValueError where it is not a picture."""
         if not self._capacity:
-            return to_pixels(open_picture(picture), self.size, self._resize)
+            return read_pixels(picture, self.size, self._resize)
         key = hashlib.blake2b(picture, digest_size=16).digest()
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        pixels = to_pixels(open_picture(picture), self.size, self._resize)
+        pixels = read_pixels(picture, self.size, self._resize)
         pixels.flags.writeable = False
         with self._lock:
             self._kept[key] = pixels
