@@ -70,7 +70,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         result["rates"][name]["median"] for name in ("step", "products alone", "peak")
     )
     return [
-        f"{step / 1e9:.0f} GFLOP/s of {peak / 1e9:.0f}: {step / peak:.0%} of the peak (target 55 %)",
+        f"{step / 1e9:.0f} GFLOP/s, {step / peak:.0%} of {peak / 1e9:.0f} (target 55 %)",
         f"{step / alone:.0%} of the speed of its products alone (target 85 %); {result['dtype']}, "
         f"{result['threads']} threads",
     ]
