@@ -28,10 +28,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(start, start + size)
             targets = target_ids[part, None]  # (chunk, 1)
             logits = (hidden[part] @ weight.T).float()  # (chunk, V)
-            log_total = logits.logsumexp(-1, keepdim=True)
-            losses[part] = (log_total - logits.gather(1, targets))[:, 0]
+            log_probs = F.log_softmax(logits, -1)  # one pass; logsumexp would take four
+            del logits
+            losses[part] = -log_probs.gather(1, targets)[:, 0]
             if needs_grad:
-                grad_logits = logits.sub_(log_total).exp_()  # probabilities, less 1 at the target
+                grad_logits = log_probs.exp_()  # probabilities, less 1 at the target
                 grad_logits.scatter_add_(1, targets, grad_logits.new_full(targets.shape, -1.0))
                 grad_logits = grad_logits.to(hidden.dtype)
                 grad_hidden[part] = grad_logits @ weight
@@ -39,7 +40,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_weight.addmm_(grad_logits.T, hidden[part])
                 else:
                     grad_weight += grad_logits.T @ hidden[part]
-            del logits  # before the next chunk's
+                del grad_logits
+            del log_probs  # before the next chunk's
         if needs_grad:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(losses)
