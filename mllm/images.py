@@ -111,11 +111,10 @@ def _plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
     Whatever simplejpeg finds odd (`strict` makes warnings errors) is left to PIL, which tells
     what is broken and reads what is merely unusual.
     """
-    if (
-        simplejpeg is None
-        or data[:3] != b"\xff\xd8\xff"
-        or any(mark in data for mark in NO_PLAIN_JPEG)
-    ):
+    if simplejpeg is None or data[:3] != b"\xff\xd8\xff":
+        return None
+    header = data[: _first_scan(data)]
+    if any(mark in header for mark in NO_PLAIN_JPEG):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -126,6 +125,16 @@ def _plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
         )
     except ValueError:
         return None
+
+
+def _first_scan(data: bytes) -> int:
+    """Where the segments of a JPEG end and its compressed pixels begin; its end if it is odd."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        if data[place + 1] == 0xDA:  # start of scan
+            return place
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return len(data)
 
 
 def _checked(picture: Image.Image, max_pixels: int) -> Image.Image:
