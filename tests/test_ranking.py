@@ -81,7 +81,7 @@ def test_cached_scores_equal_uncached_ones_at_every_batch_size(tiny, batch_size)
         for score in scores:
             ll, num_tokens = uncached(tiny, prompt, score.text)
             assert score.num_tokens == num_tokens
-            assert score.ll == pytest.approx(ll, abs=1e-4)
+            assert score.ll == pytest.approx(ll, abs=1e-5, rel=1e-6)
 
 
 def test_pictures_change_scores(tiny):

@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mllm.hf.processing_mllm import MllmProcessor, PromptSegment
 from mllm.hf.tokenization_mllm import MllmTokenizer
 from mllm.model.config import ModelConfig, VisionConfig
 from mllm.ranking import Segment, rank_candidates
-from tokenizer.specials import EOS_ID, NUM_SPECIALS, PAD_ID, SLOT_ID
+from tokenizer.specials import NUM_SPECIALS, PAD_ID, SLOT_ID
 from tokenizer.train import train
 
 CONFIG = ModelConfig(
@@ -39,8 +39,11 @@ CONFIG = ModelConfig(
 )
 PROMPT = 24  # text tokens after the picture
 NEW_TOKENS = 64
-NUM_CANDIDATES = 20
-WORDS = ("red", "blue", "green", "square", "circle", "owl", "apple", "fox", "dog", "on", "white")
+CANDIDATES = (
+    *(" apple", " owl", " fox", " dog", " circle", " square", " grapes", " house", " river"),
+    *(" bread", " school", " tree", " bird", " milk", " white", " red", " green", " blue"),
+    *(" black", " brown"),
+)
 
 
 def run(rounds: int = 7, batch_sizes: tuple[int, ...] = (1, 8)) -> dict[str, Any]:
@@ -53,6 +56,8 @@ def run(rounds: int = 7, batch_sizes: tuple[int, ...] = (1, 8)) -> dict[str, Any
     ours = MllmForConditionalGeneration(MllmConfig.from_model_config(CONFIG)).eval()
     theirs = Kosmos2ForConditionalGeneration(to_kosmos2_config(CONFIG, PAD_ID)).eval()
     theirs.load_state_dict(to_kosmos2_state(ours.model.state_dict()))
+    for settings in (ours.generation_config, theirs.text_model.generation_config):
+        settings.eos_token_id = None  # neither stops early
     return {
         "machine": machine.describe("torch", "transformers"),
         "threads": torch.get_num_threads(),
@@ -75,11 +80,9 @@ def generation(ours: Any, theirs: Any, batch_size: int, rounds: int) -> dict[str
         "pixel_values": torch.randn(
             batch_size, 3, CONFIG.vision.image_size, CONFIG.vision.image_size
         ),
-        "min_new_tokens": NEW_TOKENS,
         "max_new_tokens": NEW_TOKENS,
         "do_sample": False,
         "pad_token_id": PAD_ID,
-        "eos_token_id": EOS_ID,
     }
 
     def us() -> torch.Tensor:
@@ -110,8 +113,6 @@ def ranking(model: Any, rounds: int) -> dict[str, Any]:
     processor = make_processor()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (224, 224, 3), np.uint8))
     question = "Question: what is in the image, and what colour is it? Answer:"
-    draws = np.random.default_rng(1)
-    candidates = [" " + " ".join(draws.choice(WORDS, 3)) for _ in range(NUM_CANDIDATES)]
     file = io.BytesIO()
     picture.save(file, "PNG")
     data = file.getvalue()
@@ -121,11 +122,11 @@ def ranking(model: Any, rounds: int) -> dict[str, Any]:
     def reused() -> list[float]:
         prompt: list[Segment] = [ImageSegment(data), TextSegment(question)]
         (scores,) = rank_candidates(
-            model, processor, [prompt], [candidates], batch_size=NUM_CANDIDATES
+            model, processor, [prompt], [CANDIDATES], batch_size=len(CANDIDATES)
         )
         return [score.ll for score in scores]
 
-    def whole(texts: list[str]) -> list[float]:
+    def whole(texts: Sequence[str]) -> list[float]:
         """Prompt and candidate in one forward, a row each, padded on the right."""
         rows: list[list[PromptSegment]] = [[data, question + text] for text in texts]
         inputs = processor.from_segments(rows, padding_side="right")
@@ -139,12 +140,12 @@ def ranking(model: Any, rounds: int) -> dict[str, Any]:
     with torch.inference_mode():
         sides: dict[str, Callable[[], list[float]]] = {
             "prefix reuse": reused,
-            "20 forwards": lambda: [whole([text])[0] for text in candidates],
-            "a batch of 20": lambda: whole(candidates),
+            "20 forwards": lambda: [whole([text])[0] for text in CANDIDATES],
+            "a batch of 20": lambda: whole(CANDIDATES),
         }
         answers = {name: np.array(side()) for name, side in sides.items()}
         rates = machine.interleaved(
-            {name: _items(side, NUM_CANDIDATES) for name, side in sides.items()}, rounds
+            {name: _items(side, len(CANDIDATES)) for name, side in sides.items()}, rounds
         )
     own = rates["prefix reuse"]["median"]
     return {
@@ -159,12 +160,12 @@ def ranking(model: Any, rounds: int) -> dict[str, Any]:
 def make_processor() -> MllmProcessor:
     """A small tokenizer, trained on a few sentences; the model's table has room for its ids."""
     lines = [
-        " ".join(WORDS) + "\n",
+        "".join(CANDIDATES) + "\n",
         "Question: what is in the image, and what colour? Answer: no\n",
     ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.model"
-        path.write_bytes(train(iter(lines * 4), 300))
+        path.write_bytes(train(iter(lines * 4), 320))
         tokenizer = MllmTokenizer(str(path))
     image_processor = MllmImageProcessor(CONFIG.vision.image_size)
     return MllmProcessor(image_processor, tokenizer, num_latents=CONFIG.num_latents)

@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 from mllm.model.decoder import Decoder, DecoderLayer, FeedForward, SelfAttention, sinusoid
+from mllm.model.loss import LanguageHead
 from mllm.model.xpos import XPos
 
 MIN_ROOM = 64  # positions by which a full buffer grows at least
@@ -88,11 +89,12 @@ PLAIN = (
     nn.LayerNorm,
     nn.Dropout,
     nn.ModuleList,
+    LanguageHead,
 )
 
 
-def is_plain(decoder: Decoder) -> bool:
-    """Whether calling the decoder's modules does nothing but compute from their weights.
+def is_plain(decoder: Decoder, head: LanguageHead) -> bool:
+    """Whether calling these modules does nothing but compute from their weights.
 
     Not so with adapters or quantised layers in it, with hooks (those of `accelerate` move weights),
     in training, or with blockwise attention.
@@ -101,19 +103,20 @@ def is_plain(decoder: Decoder) -> bool:
         type(module) in PLAIN
         and "forward" not in vars(module)
         and not (module._forward_hooks or module._forward_pre_hooks)
-        for module in decoder.modules()
+        for module in (*decoder.modules(), head)
     )
 
 
 class DecoderStep:
-    """`Decoder.forward` for one new position a row, without its module calls; equal results.
+    """`Decoder.forward` and head for one new position a row, without module calls; equal results.
 
     Args:
-        decoder: one for which `is_plain` holds.
+        decoder, head: those for which `is_plain` holds.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, head: LanguageHead) -> None:
         self.config = decoder.config
+        self.head_weight = head.weight
         self.final_norm = _tensors(decoder.layer_norm)
         self.layers = []
         layer: Any
@@ -147,17 +150,17 @@ class DecoderStep:
             cache: of all positions before.
 
         Returns:
-            Hidden states (B, 1, D) after the last LayerNorm.
+            Logits (B, 1, V).
         """
         config = self.config
         num_rows, dim, eps = len(embeddings), (config.model_dim,), config.layer_norm_eps
         ffn_dim = (config.ffn_dim,)
         heads = (num_rows, config.num_heads, 1, config.head_dim)
-        hidden = embeddings * math.sqrt(config.model_dim)
+        hidden = embeddings[:, 0] * math.sqrt(config.model_dim)  # (B, D)
         factors = [table[positions[:, 0]] for table in self._tables(positions, hidden)]
         is_xpos = config.position == "xpos"
         if not is_xpos:
-            hidden = hidden + factors[0][:, None]
+            hidden = hidden + factors[0]
         for index, layer in enumerate(self.layers):
             normed = torch.layer_norm(hidden, dim, *layer.attention_norm, eps)
             query = F.linear(normed, *layer.query)
@@ -171,14 +174,16 @@ class DecoderStep:
             cached: Any = cache.layers[index]
             keys, values = cached.update(key.view(heads), value)
             out = F.scaled_dot_product_attention(query.view(heads), keys, values, attn_mask=mask)
-            out = torch.layer_norm(out.view(num_rows, 1, -1), dim, *layer.inner_norm, eps)
+            out = torch.layer_norm(out.view(num_rows, -1), dim, *layer.inner_norm, eps)
             hidden = hidden + F.linear(out, *layer.out)
             inner = F.gelu(
                 F.linear(torch.layer_norm(hidden, dim, *layer.ffn_norm, eps), *layer.fc1)
             )
             inner = torch.layer_norm(inner, ffn_dim, *layer.inner_ffn_norm, eps)
             hidden = hidden + F.linear(inner, *layer.fc2)
-        return torch.layer_norm(hidden, dim, *self.final_norm, eps)
+        hidden = torch.layer_norm(hidden, dim, *self.final_norm, eps)
+        # With the long side first: 0.6 ms, not 0.9, for 8 rows and a vocabulary of 8,192 on a CPU.
+        return (self.head_weight @ hidden.T).T.contiguous()[:, None]
 
     def _tables(self, positions: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What positions add or multiply, a row a position; made once and longer when needed."""
@@ -210,7 +215,7 @@ def _tensors(module: Any) -> tuple[Any, Any]:
 class DecodingCache(DynamicCache):
     """A `DynamicCache` with room, and the decoder's step where it has a fast one."""
 
-    def __init__(self, config: PreTrainedConfig, decoder: Decoder) -> None:
+    def __init__(self, config: PreTrainedConfig, decoder: Decoder, head: LanguageHead) -> None:
         super().__init__(config=config)
         self.layers = [GrowingLayer() for _ in decoder.layers]
-        self.step = DecoderStep(decoder) if is_plain(decoder) else None
+        self.step = DecoderStep(decoder, head) if is_plain(decoder, head) else None

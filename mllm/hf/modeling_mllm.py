@@ -67,6 +67,9 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     _flex_attn_can_dispatch = _flash_attn_can_dispatch
 
+    def _new_cache(self) -> DecodingCache:
+        return DecodingCache(self.config, self.model.decoder, self.model.head)
+
     def _kernels(self) -> AbstractContextManager:
         """`eager` is SDPA's own plain products; `sdpa` leaves the choice to torch."""
         if self.config._attn_implementation == "eager":
@@ -124,7 +127,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         elif input_ids is not None or inputs_embeds is None:
             raise ValueError("give either input_ids or inputs_embeds")
         if use_cache and past_key_values is None:
-            past_key_values = DecodingCache(self.config, self.model.decoder)
+            past_key_values = self._new_cache()
         step = _step_of(past_key_values, inputs_embeds, attention_mask)
         if step is not None and isinstance(past_key_values, DecodingCache):
             mask: Any = None
@@ -133,7 +136,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if position_ids is None:
                 _, position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
             with self._kernels():
-                hidden = step(inputs_embeds, position_ids, mask, past_key_values)  # (B, 1, D)
+                logits = step(inputs_embeds, position_ids, mask, past_key_values)  # (B, 1, V)
         else:
             key_positions, found = self._positions(inputs_embeds, attention_mask, past_key_values)
             mask = create_causal_mask(
@@ -152,8 +155,10 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     cache=past_key_values,
                     key_positions=key_positions,
                 )  # (B, T, D)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.model.head(hidden[:, kept])  # (B, kept, V)
+            kept = (
+                slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            )
+            logits = self.model.head(hidden[:, kept])  # (B, kept, V)
         loss = None
         if labels is not None:
             loss = self.loss_function(
@@ -172,7 +177,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         cache = model_kwargs.get("past_key_values")
         if not is_given and type(cache) is DynamicCache and not cache.offloading:
-            model_kwargs["past_key_values"] = DecodingCache(self.config, self.model.decoder)
+            model_kwargs["past_key_values"] = self._new_cache()
         return result
 
     def prepare_inputs_for_generation(  # type: ignore[override]

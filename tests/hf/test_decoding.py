@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 from mllm.hf.decoding import MIN_ROOM, DecoderStep, DecodingCache, GrowingLayer, is_plain
 from mllm.model.init import build
+from mllm.model.loss import LanguageHead
 from tests.hf.tiny import CONFIG
 
 POSITIONS = ["xpos", "sinusoidal"]
@@ -18,9 +19,13 @@ def decoder_of(position, dtype=torch.float32):
     return build(config, seed=1).decoder.eval().to(dtype)
 
 
+def cache_of(tiny, decoder):
+    return DecodingCache(tiny.model.config, decoder, LanguageHead(decoder.embed_tokens))
+
+
 @torch.no_grad()
 def decode(decoder, cache, num_steps, is_padded, dtype=torch.float32):
-    """Hidden states of a prompt of 9, then of `num_steps` new positions, rows padded or not."""
+    """Logits of `num_steps` new positions after a prompt of 9, rows padded or not."""
     torch.manual_seed(0)
     embeddings = torch.randn(3, 9 + num_steps, 32, dtype=dtype)
     kept = torch.ones(3, 9 + num_steps, dtype=torch.bool)
@@ -29,15 +34,15 @@ def decode(decoder, cache, num_steps, is_padded, dtype=torch.float32):
     places = (kept.long().cumsum(1) - 1).clamp(min=0)
     causal = torch.ones(9, 9, dtype=torch.bool).tril() & kept[:, None, None, :9]
     decoder(embeddings[:, :9], places[:, :9], mask=causal, cache=cache)
-    hidden = []
+    logits, head = [], LanguageHead(decoder.embed_tokens)
     for end in range(10, 10 + num_steps):
         mask = kept[:, None, None, :end] if is_padded else None
         now = embeddings[:, end - 1 : end], places[:, end - 1 : end]
         if isinstance(cache, DecodingCache):
-            hidden.append(cache.step(*now, mask, cache))
+            logits.append(cache.step(*now, mask, cache))
         else:
-            hidden.append(decoder(*now, mask=mask, cache=cache))
-    return torch.cat(hidden, 1)
+            logits.append(head(decoder(*now, mask=mask, cache=cache)))
+    return torch.cat(logits, 1)
 
 
 @pytest.mark.parametrize("is_padded", [False, True], ids=["even", "padded"])
@@ -45,14 +50,14 @@ def decode(decoder, cache, num_steps, is_padded, dtype=torch.float32):
 def test_the_step_equals_the_decoder_beyond_its_first_table_and_buffer(tiny, position, is_padded):
     decoder = decoder_of(position)
     num_steps = CONFIG.seq_len + 2 * MIN_ROOM
-    fast = decode(decoder, DecodingCache(tiny.model.config, decoder), num_steps, is_padded)
+    fast = decode(decoder, cache_of(tiny, decoder), num_steps, is_padded)
     slow = decode(decoder, DynamicCache(config=tiny.model.config), num_steps, is_padded)
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=0)
 
 
 def test_the_step_equals_the_decoder_in_bf16(tiny):
     decoder = decoder_of("xpos", torch.bfloat16)
-    cache = DecodingCache(tiny.model.config, decoder)
+    cache = cache_of(tiny, decoder)
     fast = decode(decoder, cache, 20, True, torch.bfloat16)
     slow = decode(decoder, DynamicCache(config=tiny.model.config), 20, True, torch.bfloat16)
     assert fast.dtype == torch.bfloat16
@@ -63,7 +68,7 @@ def test_a_decoder_that_is_more_than_its_weights_has_no_fast_step(tiny):
     def plain(change):
         decoder = decoder_of("xpos")
         change(decoder)
-        return is_plain(decoder)
+        return is_plain(decoder, LanguageHead(decoder.embed_tokens))
 
     class Adapted(torch.nn.Linear):
         pass
@@ -80,8 +85,9 @@ def test_a_decoder_that_is_more_than_its_weights_has_no_fast_step(tiny):
     assert not plain(lambda decoder: decoder.train())
     assert not plain(lambda decoder: decoder.layer_norm.register_forward_hook(lambda *_: None))
     blockwise = replace(CONFIG, vocab_size=310, blockwise_attention=True)
-    assert not is_plain(build(blockwise, seed=1).decoder.eval())
-    cache = DecodingCache(tiny.model.config, decoder_of("xpos").train())
+    model = build(blockwise, seed=1).eval()
+    assert not is_plain(model.decoder, model.head)
+    cache = cache_of(tiny, decoder_of("xpos").train())
     assert cache.step is None
 
 
