@@ -37,7 +37,7 @@ def dense(
     return torch.einsum("hts,shk->thk", scores.masked_fill(~keep, -torch.inf).softmax(-1), value)
 
 
-# -------------------------------------------------- recorded: flash-attn 2 (public source), xformers 0.0.35
+# --------------------- recorded: flash-attn 2 (public source, version not checked), xformers 0.0.35
 def flash_attn_varlen_func(  # type: ignore[no-untyped-def]
     q,
     k,
