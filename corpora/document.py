@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from mllm.errors import BadSample
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff")
+TEXT_EXTENSIONS = ("txt", "json")  # all that `from_members` reads, but for pictures it hands on
 
 # First bytes of the formats that are written with their own extension.
 IMAGE_MAGIC = (

@@ -1,5 +1,6 @@
 """Random access to the samples of a corpus through its index."""
 
+import itertools
 import json
 import os
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from corpora.document import Document, from_members
+from corpora.document import TEXT_EXTENSIONS, Document, from_members
 from corpora.index import default_index_dir
 from corpora.ragged import Ragged, load_array
 from corpora.sidecar import VERSION, hash64, url_hash
@@ -22,6 +23,8 @@ from mllm.errors import UserError
 
 MAX_OPEN_SHARDS = 128
 SCAN = 1 << 20  # hashes compared at once by `find`
+
+Places = dict[str, tuple[int, int]]  # extension to (offset, size) in bytes, in the shard's order
 
 
 class Corpus:
@@ -114,25 +117,33 @@ class Corpus:
             UserError: The shard is gone, or is not the one that was indexed.
             OSError: The disk or the network failed; trying again may help.
         """
-        start, stop = self._members.span(i)
-        if start == stop:
-            return {}
-        extensions = self._member_extensions[start:stop].tolist()
-        blocks = self._member_blocks[start:stop].tolist()
-        sizes = self._member_sizes[start:stop].tolist()
-        # Members of a sample are neighbours in the tar: one read for all of them.
-        first = blocks[0] * TAR_BLOCK
-        last = blocks[-1] * TAR_BLOCK + sizes[-1]
-        data = self._file(bisect_right(self._shard_starts, i) - 1).read(first, last - first)
-        members = {}
-        for extension, block, size in zip(extensions, blocks, sizes, strict=True):
-            begin = block * TAR_BLOCK - first
-            members[self._extensions[extension]] = data[begin : begin + size]
-        return members
+        places = self._places(i)
+        return self._read(i, places) if places else {}
 
     def document(self, i: int) -> Document:
         """Reads sample `i`. BadSample when its content spells no document."""
         return from_members(self.key(i), self.members(i))
+
+    def text_document(self, i: int) -> Document:
+        """As `document`, but no picture is read: the data of its image segments is empty.
+
+        Raises just what `document` raises for the same sample, which no picture's bytes decide.
+        """
+        places = self._places(i)
+        members = dict.fromkeys(places, b"")
+        for run in _text_runs(places):
+            members |= self._read(i, run)
+        return from_members(self.key(i), members)
+
+    def expect_texts(self, samples: Iterable[int]) -> None:
+        """Has a local disk fetch the texts of some hundred samples, ahead of `text_document`.
+
+        They lie apart, so the kernel's own reading ahead does not help: each would be waited for.
+        """
+        for i in samples:
+            for run in _text_runs(self._places(i)):
+                first, size = _extent(run)
+                self._file_of(i).expect(first, size)
 
     def find(
         self,
@@ -163,6 +174,28 @@ class Corpus:
         found = [i for i in by_key if self.key(i) in keys]
         found += [i for i in by_content if self.content_hashes[i].tobytes() in contents]
         return np.unique(np.array([*found, *by_url], np.int64))
+
+    def _places(self, i: int) -> Places:
+        start, stop = self._members.span(i)
+        extensions = self._member_extensions[start:stop].tolist()
+        blocks = self._member_blocks[start:stop].tolist()
+        sizes = self._member_sizes[start:stop].tolist()
+        return {
+            self._extensions[extension]: (block * TAR_BLOCK, size)
+            for extension, block, size in zip(extensions, blocks, sizes, strict=True)
+        }
+
+    def _read(self, i: int, places: Places) -> dict[str, bytes]:
+        """The members at `places`, one or more neighbours in the tar: one read for all of them."""
+        first, length = _extent(places)
+        data = self._file_of(i).read(first, length)
+        return {
+            extension: data[offset - first : offset - first + size]
+            for extension, (offset, size) in places.items()
+        }
+
+    def _file_of(self, i: int) -> ShardFile:
+        return self._file(bisect_right(self._shard_starts, i) - 1)
 
     def _file(self, shard: int) -> ShardFile:
         if self._pid != os.getpid():
@@ -238,6 +271,18 @@ class Corpus:
 
     def _mend(self) -> str:
         return f"run `mllm corpora index {self.corpus_dir}`"
+
+
+def _text_runs(places: Places) -> list[Places]:
+    """The members that hold text, neighbours together."""
+    runs = itertools.groupby(places.items(), key=lambda place: place[0] in TEXT_EXTENSIONS)
+    return [dict(run) for holds_text, run in runs if holds_text]
+
+
+def _extent(run: Places) -> tuple[int, int]:
+    """(offset, bytes) from the first of some neighbours to the end of the last."""
+    spans = list(run.values())
+    return spans[0][0], sum(spans[-1]) - spans[0][0]
 
 
 def _content(value: str) -> bytes:

@@ -93,6 +93,9 @@ class RemoteShard:
         with ThreadPoolExecutor(min(len(spans), self.settings.max_requests)) as pool:
             return b"".join(pool.map(self._read_span, *zip(*spans, strict=True)))
 
+    def expect(self, offset: int, size: int) -> None:
+        """Nothing to do: a chunk brings what follows."""
+
     def _read_span(self, offset: int, stop: int) -> bytes:
         """Bytes of neighbouring chunks, at most `max_request_bytes` of them."""
         settings, step = self.settings, self.settings.chunk_bytes

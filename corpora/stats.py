@@ -94,7 +94,7 @@ def _read_samples(corpus: Corpus, count_tokens: Callable[[str], int] | None) -> 
     tokenised = set(_evenly(len(numbers), MAX_TOKENISED)) if count_tokens else set()
     for place, i in enumerate(progress(numbers, "reading samples")):
         try:
-            document = corpus.document(i)
+            document = corpus.text_document(i)
         except BadSample:
             continue
         # A JSON string may hold half a surrogate pair, which cannot be printed.

@@ -28,6 +28,10 @@ class ShardFile(Protocol):
         """
         ...
 
+    def expect(self, offset: int, size: int) -> None:
+        """Says that these bytes will be read soon. A hint: it neither waits nor fails."""
+        ...
+
 
 def is_remote(corpus_dir: str | Path) -> bool:
     """Whether shards are read over a network: `corpus_dir` is a URL, not a folder.
@@ -148,3 +152,7 @@ class LocalShard:
             blocks.append(block)
             offset, size = offset + len(block), size - len(block)
         return b"".join(blocks)
+
+    def expect(self, offset: int, size: int) -> None:
+        if size:  # 0 would mean all that follows
+            os.posix_fadvise(self._handle, offset, size, os.POSIX_FADV_WILLNEED)

@@ -24,7 +24,7 @@ MIN_VOCAB_SIZE = 256 + len(SPECIALS) + 1 + 27
 def sample_documents(corpora: Sequence[Corpus], sample_bytes: int) -> Iterator[Document]:
     """Documents drawn evenly from all corpora, about `sample_bytes` of text, in reading order.
 
-    Always the same ones: the draw is by a fixed seed. Samples with bad content are passed over;
+    Their pictures are not read. Always the same ones: the draw is by a fixed seed. Samples with bad content are passed over;
     the stream counts them.
     """
     total_bytes = sum(int(corpus.text_bytes.sum()) for corpus in corpora)
@@ -35,7 +35,7 @@ def sample_documents(corpora: Sequence[Corpus], sample_bytes: int) -> Iterator[D
             is_drawn = draws.random(min(65536, len(corpus) - first)) < share
             for offset in np.flatnonzero(is_drawn):
                 try:
-                    yield corpus.document(first + int(offset))
+                    yield corpus.text_document(first + int(offset))
                 except BadSample:
                     continue
 

@@ -38,6 +38,7 @@ from mllm.stream.lengths import (
 from tokenizer.tokenizer import Tokenizer
 
 ONE_PROCESS_BELOW = 20_000  # samples; starting processes costs more than it saves
+AHEAD = 256  # samples whose texts are asked of the disk at once
 MAX_IMAGES = 65_535  # of a sample, so that two bytes count them
 
 
@@ -162,7 +163,9 @@ def measure(corpus: Corpus, tokenizer: Tokenizer, samples: range) -> LengthsPart
     dropped = []
     for place, sample in enumerate(samples):
         try:
-            layout = text_layout(corpus.document(sample), tokenizer)
+            if place % AHEAD == 0:
+                corpus.expect_texts(samples[place : place + AHEAD])
+            layout = text_layout(corpus.text_document(sample), tokenizer)
             if len(layout.image_offsets) > MAX_IMAGES:
                 raise BadSample(f"{len(layout.image_offsets)} images, over {MAX_IMAGES}")
         except BadSample as error:

@@ -6,7 +6,9 @@ import os
 import pickle
 import random
 import signal
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpora.document import ImageSegment
 from corpora.index import build_index
 from corpora.reader import Corpus
+from corpora.storage import LocalShard
 from mllm.errors import BadSample, UserError
 from tokenizer.tokenizer import Tokenizer
 
@@ -219,3 +223,99 @@ def test_opening_opens_no_shard_and_asks_for_no_size(corpus_dir, monkeypatch):
 def test_a_text_with_nul_comes_back_from_the_tokenizer(world):
     tokenizer = Tokenizer(world.tokenizer_dir)
     assert tokenizer.decode(tokenizer.encode("a\0b\0")) == "a\0b\0"
+
+
+def without_pictures(document):
+    segments = tuple(
+        replace(s, data=b"") if isinstance(s, ImageSegment) else s for s in document.segments
+    )
+    return replace(document, segments=segments)
+
+
+def test_a_text_document_is_the_document_without_the_bytes_of_pictures(corpus_dir, documents):
+    corpus = Corpus(corpus_dir)
+    found = [corpus.text_document(i) for i in range(len(corpus))]
+    assert found == [without_pictures(document) for document in documents]
+
+
+PLACES = {  # members of one sample, in any order
+    "jpg": b"picture",
+    "0.png": b"another",
+    "txt": b"text",
+    "cls": b"7",
+    "json": st.sampled_from(
+        [
+            b'{"url": "u"}',
+            b'{"text": "inside"}',
+            b'{"segments": [{"image": "0"}, {"text": "after"}]}',
+            b'{"turns": [{"role": "user", "segments": [{"text": "ask"}, {"image": "0"}]}]}',
+            b'{"segments": [{"image": "9"}]}',
+            b"[]",
+        ]
+    ),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_whatever_the_members_a_text_document_says_the_same(data):
+    """Any members in any order, good and bad: the same segments, or the same words of refusal."""
+    names = data.draw(st.lists(st.sampled_from(sorted(PLACES)), min_size=1, unique=True))
+    json_member = data.draw(PLACES["json"])
+    with tempfile.TemporaryDirectory() as folder:
+        write_tar(
+            Path(folder) / "a.tar",
+            [(f"k.{name}", json_member if name == "json" else PLACES[name]) for name in names],
+        )
+        build_index(folder)
+        corpus = Corpus(folder)
+        try:
+            expected = without_pictures(corpus.document(0))
+        except BadSample as error:
+            with pytest.raises(BadSample) as caught:
+                corpus.text_document(0)
+            assert str(caught.value) == str(error)
+        else:
+            assert corpus.text_document(0) == expected
+
+
+def test_a_text_document_costs_the_text_alone(tmp_path, monkeypatch):
+    picture = b"\xff\xd8" + bytes(100_000)
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            *(("0.jpg", picture), ("0.json", b"{}"), ("0.txt", b"neighbours")),
+            *(("1.txt", b"apart"), ("1.jpg", picture), ("1.json", b"{}")),
+            ("2.jpg", picture),
+        ],
+    )
+    build_index(tmp_path)
+    asked: list[int] = []
+    real = LocalShard.read
+    monkeypatch.setattr(LocalShard, "read", lambda *place: asked.append(place[2]) or real(*place))
+    corpus = Corpus(tmp_path)
+    reads = []
+    for i in range(3):
+        asked.clear()
+        corpus.text_document(i)
+        reads.append(len(asked))
+        assert sum(asked) < 4096
+    assert reads == [1, 2, 0]
+
+
+def test_texts_that_are_expected_are_those_that_are_read(corpus_dir, monkeypatch):
+    corpus = Corpus(corpus_dir)
+    places: dict[str, list] = {"expect": [], "read": []}
+    for name, found in places.items():
+        real = getattr(LocalShard, name)
+        monkeypatch.setattr(
+            LocalShard,
+            name,
+            lambda shard, *place, found=found, real=real: (
+                found.append((shard.path, *place)) or real(shard, *place)
+            ),
+        )
+    corpus.expect_texts(range(len(corpus)))
+    for i in range(len(corpus)):
+        corpus.text_document(i)
+    assert places["expect"] == places["read"] != []
