@@ -8,6 +8,7 @@ ends in `?` becomes `Question: ... Answer:`, other text stands as it is, and a p
 
 import re
 import shlex
+import signal
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -55,10 +56,10 @@ class Conversation:
     def reset(self) -> None:
         self.messages.clear()
 
-    def answer(self, content: list[dict[str, Any]]) -> Iterator[str]:
+    def answer(self, content: list[dict[str, Any]], stopped: Event | None = None) -> Iterator[str]:
         """The answer to one more turn, piece by piece. What was given out is remembered.
 
-        Closing the iterator stops the model.
+        Setting `stopped`, or closing the iterator, ends it at the next token.
 
         Raises:
             UserError: the conversation has outgrown the model's context.
@@ -73,18 +74,17 @@ class Conversation:
             )
         pieces: list[str] = []
         try:
-            for piece in self._generate(inputs):
+            for piece in self._generate(inputs, stopped or Event()):
                 pieces.append(piece)
                 yield piece
         finally:
             self.messages += [turn, {"role": "assistant", "content": "".join(pieces)}]
 
-    def _generate(self, inputs: Any) -> Iterator[str]:
+    def _generate(self, inputs: Any, stopped: Event) -> Iterator[str]:
         from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
         from tokenizer.specials import EOS_ID
 
-        stopped = Event()
         failures: list[BaseException] = []
 
         class Stopped(StoppingCriteria):
@@ -227,15 +227,24 @@ def respond(conversation: Conversation, line: str) -> bool:
 
 
 def print_answer(conversation: Conversation, content: list[dict[str, Any]]) -> None:
-    """Streams an answer to stdout. Ctrl-C ends the answer and nothing else."""
-    pieces = conversation.answer(content)
+    """Streams an answer to stdout. Ctrl-C ends the answer and nothing else; a second one leaves.
+
+    A flag, since a KeyboardInterrupt is lost where it meets an import or a callback of a library.
+    """
+    stopped = Event()
+
+    def on_interrupt(number: int, frame: Any) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
     try:
-        for piece in pieces:
+        for piece in conversation.answer(content, stopped):
             print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        pieces.close()  # type: ignore[attr-defined]
-        print(" [stopped]", end="")
-    print(flush=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    print(" [stopped]" if stopped.is_set() else "", flush=True)
 
 
 def read_lines() -> Iterator[str]:
