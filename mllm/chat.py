@@ -85,13 +85,15 @@ class Conversation:
 
         from tokenizer.specials import EOS_ID
 
+        closed = Event()
         failures: list[BaseException] = []
 
         class Stopped(StoppingCriteria):
             def __call__(self, input_ids: Any, scores: Any, **settings: Any) -> Any:
                 import torch
 
-                return torch.full((len(input_ids),), stopped.is_set(), device=input_ids.device)
+                is_over = stopped.is_set() or closed.is_set()
+                return torch.full((len(input_ids),), is_over, device=input_ids.device)
 
         tokenizer = self.processor.tokenizer
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -122,7 +124,7 @@ class Conversation:
                     is_first = False
                     yield text
         finally:
-            stopped.set()
+            closed.set()
             worker.join()
         if failures:
             raise failures[0]
