@@ -78,6 +78,11 @@ def build_parser() -> Parser:
         "--rewrite", action="store_true", help="write img2dataset's tars anew; do not only index"
     )
     shards.add_argument(
+        "--statistics",
+        action="store_true",
+        help="also datatrove's statistics of characters, lines and words, in OUT/import-statistics",
+    )
+    shards.add_argument(
         "--min-kept",
         type=float,
         default=0.5,
@@ -142,6 +147,7 @@ def main(argv: list[str]) -> int:
         unit_megabytes=arguments.unit_megabytes,
         min_kept=arguments.min_kept,
         rewrite=arguments.rewrite,
+        statistics=arguments.statistics,
     )
     workers = arguments.workers or len(os.sched_getaffinity(0))
     executor = ExecutorOptions(

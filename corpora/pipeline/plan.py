@@ -3,6 +3,7 @@
 OUT/shard-UUUUUU-NNN.tar     the corpus
 OUT/index/                   made last: without it no reader takes OUT for a corpus
 OUT/import-report.json, .html
+OUT/import-statistics/       with --statistics: datatrove's, GROUP/STATISTIC/metric.json
 OUT/import-logs/             datatrove's, a folder a stage
 OUT/import-work/             plan, units, staged records, drops; removed when all is done
 """
@@ -15,6 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from datatrove.pipeline.base import PipelineStep
+
 from corpora.pipeline.decontaminate import (
     DecontaminationOptions,
     decontamination_stages,
@@ -25,6 +28,7 @@ from corpora.pipeline.filters import FilterOptions, filter_steps
 from corpora.pipeline.read import ReadSource
 from corpora.pipeline.readers import find_format
 from corpora.pipeline.readers.base import Format, ReadOptions
+from corpora.pipeline.statistics import statistics_stages, statistics_steps
 from corpora.pipeline.units import cut, write_units
 from corpora.pipeline.write import ReadStaged, WriteShards
 from mllm.errors import UserError
@@ -52,6 +56,7 @@ class ImportOptions:
     unit_megabytes: int = 256
     min_kept: float = 0.5
     rewrite: bool = False
+    statistics: bool = False
 
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1 or self.unit_megabytes < 1:
@@ -71,7 +76,7 @@ class ImportOptions:
     def is_plain(self) -> bool:
         """Whether every record that can be read is kept as it is."""
         is_off = self.filters == FilterOptions() and self.dedup.is_off
-        return is_off and not self.evaluation_files
+        return is_off and not self.evaluation_files and not self.statistics
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,10 @@ class Places:
     @property
     def staged(self) -> Path:
         return self.work / "staged"
+
+    @property
+    def statistics(self) -> Path:
+        return self.work / "statistics"
 
     def stage(self, name: str) -> Path:
         return self.work / "stages" / name
@@ -206,7 +215,7 @@ def _check_out(places: Places, settings_id: str) -> None:
 def _stages(
     options: ImportOptions, source_format: Format, places: Places, num_units: int
 ) -> Iterator[Stage]:
-    work, drops = places.work / "duplicates", places.drops
+    drops = places.drops
     reader = ReadSource(source_format, places.units, drops, places.stage("read") / "counters")
     filters = filter_steps(options.filters, drops)
     if options.evaluation_files:
@@ -215,12 +224,28 @@ def _stages(
         )
         filters += decontamination_steps(places.work, drops, options.decontamination)
     writer = WriteShards(options.out, options.samples_per_shard)
+    measured = statistics_steps(places.statistics) if options.statistics else []
     if options.dedup.is_off:
-        yield Stage("read", [reader, *filters, writer], None)
-        return
+        yield Stage("read", [reader, *filters, *measured, writer], None)
+    else:
+        yield from _dedup_stages(
+            options, places, [reader, *filters], [*measured, writer], num_units
+        )
+    if options.statistics:
+        yield from statistics_stages(places.statistics, options.out / "import-statistics")
+
+
+def _dedup_stages(
+    options: ImportOptions,
+    places: Places,
+    before: list[PipelineStep],
+    after: list[PipelineStep],
+    num_units: int,
+) -> Iterator[Stage]:
+    work = places.work / "duplicates"
     stager = WriteShards(places.staged, None, "staged")
-    yield Stage("read", [reader, *filters, stager], None)
+    yield Stage("read", [*before, stager], None)
     yield from dedup_stages(options.dedup, ReadStaged(places.staged), work, num_units)
-    removal = removal_steps(options.dedup, work, drops)
+    removal = removal_steps(options.dedup, work, places.drops)
     staged = ReadStaged(places.staged, places.stage("write") / "counters")
-    yield Stage("write", [staged, *removal, writer], None)
+    yield Stage("write", [staged, *removal, *after], None)

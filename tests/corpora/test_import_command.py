@@ -19,7 +19,13 @@ def test_help_has_an_example_of_each_kind(capsys):
     shown = capsys.readouterr().out
     for kind in ("pairs", "interleaved", "text", "instruct"):
         assert f"mllm corpora import {kind} " in shown
-    for flag in ("--min-image-side", "--dedup-near-text", "--decontaminate", "--min-kept"):
+    for flag in (
+        "--min-image-side",
+        "--dedup-near-text",
+        "--decontaminate",
+        "--min-kept",
+        "--statistics",
+    ):
         assert flag in shown
 
 
