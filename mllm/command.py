@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 from mllm.errors import UserError
+from mllm.files import json_text
 
 Item = TypeVar("Item")
 
@@ -24,6 +24,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`")
+
+
+def printable(text: str) -> str:
+    """`text` on one line: control characters, and what UTF-8 cannot spell, as `\\xNN`.
+
+    Names of files and keys may hold line breaks and colour codes of the terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
@@ -46,7 +56,7 @@ def stdout_is_json() -> Iterator[None]:
 
 def print_json(value: Any) -> None:
     """Prints one JSON object on stdout."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print(json_text(value), flush=True)
 
 
 def progress(

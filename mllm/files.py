@@ -43,8 +43,17 @@ def write_aside(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, aside first."""
     with write_aside(path) as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+        file.write(json_text(value, indent=1) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON for a UTF-8 file: all escaped where a string (a file's name) has no UTF-8."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def sha256_file(path: str | Path) -> str:
@@ -59,4 +68,4 @@ def sha256_file(path: str | Path) -> str:
 def fingerprint(value: Any) -> str:
     """16 hex digits over the canonical JSON of `value`: equal settings, equal fingerprint."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -60,6 +60,11 @@ class Judge(PipelineStep):
         write_json(path, counts | {"examples": examples})
 
 
+def printable(text: str) -> str:
+    """`text` with what UTF-8 cannot spell escaped: names of files may be any bytes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def read_drops(path: Path) -> dict[str, Any]:
     """One unit's file of one step."""
     return json.loads(path.read_text(encoding="utf-8"))

@@ -30,9 +30,9 @@ def to_record(document: Document) -> Record:
         else:
             layout.append({"text": segment.text, "scored": segment.is_scored})
     text = "\n".join(s.text for s in document.segments if isinstance(s, TextSegment))
-    metadata = {**document.meta, LAYOUT: layout}
+    roles = [turn.role for turn in document.turns]
+    metadata = {**document.meta, LAYOUT: layout, ROLES: roles}
     if document.turns:
-        metadata[ROLES] = [turn.role for turn in document.turns]
         said = iter(layout)
         for number, turn in enumerate(document.turns):
             for line in itertools.islice(said, turn.num_segments):

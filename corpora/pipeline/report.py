@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corpora.pipeline.judge import EXAMPLES_PER_REASON, read_drops
+from corpora.pipeline.decontaminate import evaluation_read
+from corpora.pipeline.judge import EXAMPLES_PER_REASON, printable, read_drops
 from corpora.pipeline.readers.tars import read_downloads
 from corpora.pipeline.report_page import page
 from corpora.pipeline.task import done_ranks
@@ -41,6 +42,7 @@ def import_report(plan: "Plan", seconds: float) -> dict[str, Any]:
         "dropped": total - kept,
         "broken_files": read["broken_files"],
         "steps": steps,
+        "evaluation_files": evaluation_read(places.work) if options.evaluation_files else [],
         "images": sum(unit["images"] for unit in writers),
         "text_bytes": sum(unit["text_bytes"] for unit in writers),
         "input_bytes": sum(plan.unit_bytes),
@@ -115,7 +117,8 @@ def summary(report: dict[str, Any]) -> list[str]:
         lines.append(f"  breaks off, only its beginning was read: {path}")
     if "in_place" in report:
         lines.append(f"  shards stay in {report['in_place']}; name the index by index_dir")
-    return [*lines, f"  report: {Path(report['out']) / 'import-report.html'}"]
+    lines.append(f"  report: {Path(report['out']) / 'import-report.html'}")
+    return [printable(line) for line in lines]
 
 
 def _head(options: "ImportOptions", format_name: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import json
 from html import escape
 from typing import Any
 
+from corpora.pipeline.judge import printable
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;
   padding: 0 1rem; }
@@ -40,7 +42,7 @@ def page(report: dict[str, Any]) -> str:
         "<h2>How it was made</h2>",
         _made(report),
     ]
-    return (
+    return printable(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
         f"<body>{''.join(body)}</body></html>\n"

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mllm.errors import UserError
 from mllm.files import write_aside
 
 MAX_PARTS = 10_000  # a unit of a million tiny files would be one long task
@@ -59,7 +60,7 @@ def write_units(path: Path, units: list[Unit]) -> None:
     """One JSON line a unit."""
     with write_aside(path) as file:
         for unit in units:
-            file.write(json.dumps([asdict(part) for part in unit], ensure_ascii=False) + "\n")
+            file.write(json.dumps([asdict(part) for part in unit]) + "\n")
 
 
 def read_units(path: Path) -> list[Unit]:
@@ -78,8 +79,13 @@ def files_under(source: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     for folder, folders, names in os.walk(source):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name.lower().endswith(suffixes) and not name.startswith("."):
-                yield Path(folder, name)
+            path = Path(folder, name)
+            if not name.lower().endswith(suffixes) or name.startswith("."):
+                continue
+            if path.is_file():  # no pipe or socket, which would be waited for
+                yield path
+            elif path.is_symlink() and not path.exists():
+                raise UserError(f"{path}: a link to nothing; mend it or take it away")
 
 
 class Counter:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from corpora.document import Document, ImageSegment, image_extension
-from corpora.pipeline.judge import EXAMPLES_PER_REASON, EXCERPT
+from corpora.pipeline.judge import EXAMPLES_PER_REASON, EXCERPT, printable
 from corpora.pipeline.options import option
 from corpora.pipeline.units import Part
 
@@ -66,13 +66,13 @@ class ReadLog:
 
     def breaks_off(self, path: str, why: object) -> None:
         """The rest of a file cannot be read."""
-        self.broken_files.append(path)
+        self.broken_files.append(printable(path))
         self.drop(BREAKS_OFF, path, str(why))
 
     def _show(self, reason: str, where: str, excerpt: str) -> None:
         shown = self.examples.setdefault(reason, [])
         if len(shown) < EXAMPLES_PER_REASON:
-            shown.append({"id": where, "excerpt": excerpt[:EXCERPT]})
+            shown.append({"id": printable(where), "excerpt": printable(excerpt[:EXCERPT])})
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of the files that `Judge` writes."""

@@ -48,6 +48,7 @@ class _Captions(Format):
                 raise UserError(
                     f"{path}: not {self.summary}; its keys are {', '.join(content) or 'none'}"
                 )
+            self._check_split(content, path)
             root = self.options.image_dir or str(path.parent)
             open_pictures(root)  # says so now if there is no such folder
             total, size = len(content["images"]), path.stat().st_size
@@ -55,6 +56,15 @@ class _Captions(Format):
                 stop = min(start + IMAGES_A_PART, total)
                 # Each part is a unit of its own: what weighs is the pictures.
                 yield Part(str(path), max(unit_bytes, size // total), start, stop, root)
+
+    def _check_split(self, content: dict[str, Any], path: Path) -> None:
+        there = {str(i["split"]) for i in content["images"] if isinstance(i, dict) and "split" in i}
+        wanted = set(self.options.split.split(",")) if self.options.split else set()
+        if wanted and not wanted & there:
+            raise UserError(
+                f"{path}: no image of --split {self.options.split}; its splits are "
+                f"{', '.join(sorted(there)) or 'none'}"
+            )
 
     def read(self, part: Part, log: ReadLog) -> Iterator[Document]:
         content, pictures = _load(part.path), open_pictures(part.root)

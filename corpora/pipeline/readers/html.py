@@ -61,7 +61,11 @@ class Html(Format):
                 log.leave_out(bad.reason, where, bad.excerpt)
                 return None
 
-        segments = list(reading_order(path.read_bytes(), shown))
+        try:
+            segments = list(reading_order(path.read_bytes(), shown))
+        except BadRecord as bad:
+            log.drop(bad.reason, where, bad.excerpt)
+            return
         if not segments:
             log.drop("empty page", where)
         elif not any(isinstance(segment, ImageSegment) for segment in segments):
@@ -72,7 +76,10 @@ class Html(Format):
     def _picture(self, source: str, page: Path, pictures: Any) -> ImageSegment:
         if source.startswith("data:"):
             return decoded(source)
-        url = urlsplit(source)
+        try:
+            url = urlsplit(source)
+        except ValueError:
+            raise BadRecord("picture's src is no address", source) from None
         if url.scheme or url.netloc:
             raise BadRecord("picture is not local", source)
         name = unquote(url.path)
@@ -80,6 +87,8 @@ class Html(Format):
             raise BadRecord("picture is SVG", source)
         if not name:
             raise BadRecord("picture without src")
+        if name.startswith("/"):  # from the root of the site, which is the folder of pages
+            return pictures.get(name.lstrip("/"))
         return pictures.get(str(page.parent.resolve() / name))
 
 
@@ -119,7 +128,7 @@ def reading_order(
 
 
 def _parsed(page: bytes) -> Any:
-    """The tree of a page, or None for an empty one."""
+    """The tree of a page, or None for an empty one. BadRecord when it cannot be read to its end."""
     from lxml import etree, html
 
     # Without a declared charset lxml takes Latin-1, but most pages that declare none are UTF-8.
@@ -128,11 +137,20 @@ def _parsed(page: bytes) -> Any:
         encoding = "utf-8"
     except UnicodeDecodeError:
         encoding = None
-    parser = html.HTMLParser(encoding=encoding, no_network=True, remove_comments=True)
+    parser = html.HTMLParser(
+        encoding=encoding,
+        no_network=True,
+        remove_comments=True,
+        remove_pis=True,
+        huge_tree=True,  # 2,048 elements deep; else what lies below 256 is cut off without a word
+    )
     try:
-        return html.document_fromstring(page, parser=parser)
+        root = html.document_fromstring(page, parser=parser)
     except (etree.LxmlError, ValueError):
-        return None
+        root = None
+    if any(error.level == etree.ErrorLevels.FATAL for error in parser.error_log):
+        raise BadRecord("page cannot be parsed", parser.error_log[-1].message)
+    return root
 
 
 def _walk(root: Any) -> Iterator[str | ImageMark]:

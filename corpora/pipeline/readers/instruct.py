@@ -136,7 +136,9 @@ class Messages(_Instructions):
 
 def _asked(instruction: str, given: Any, output: str, meta: dict[str, Any]) -> Document:
     """One question and its answer."""
-    if isinstance(given, str) and given.strip() not in NO_INPUT:
+    if given is not None and not isinstance(given, str):
+        raise BadRecord(f"input is a {type(given).__name__}, not text", repr(given)[:200])
+    if given is not None and given.strip() not in NO_INPUT:
         instruction = f"{instruction.strip()}\n{given.strip()}"
     return _document([("user", [instruction]), ("assistant", [output])], meta)
 

@@ -72,13 +72,19 @@ class Tsv(Format):
         root = source if source.is_dir() else source.parent
         is_checked = False
         for path in files_under(source, _TSV):
-            if not is_checked and path.stat().st_size:
+            if path.stat().st_size == 0:
+                continue
+            if not is_checked:
                 self._layout(path)
                 is_checked = True
             yield from line_parts(path, unit_bytes, root)
 
     def read(self, part: Part, log: ReadLog) -> Iterator[Document]:
-        names, has_header = self._layout(Path(part.path))
+        try:
+            names, has_header = self._layout(Path(part.path))
+        except UserError as error:  # the first file's is told before anything is read
+            log.breaks_off(part.path, error)
+            return
         for number, (where, line) in enumerate(lines(part, log)):
             if (number == 0 and part.start == 0 and has_header) or not line.strip():
                 continue
@@ -94,8 +100,8 @@ class Tsv(Format):
             raise BadRecord(f"not {len(names)} columns", shown)
         row = dict(zip(names, cells, strict=True))
         image, caption = decoded(row["image"]), text_of(row, "caption", "no caption")
-        row = {n: cell for n, cell in row.items() if n not in ("image", "caption", "_")}
-        meta = {name: cell.decode(errors="replace") for name, cell in row.items()}
+        others = {name: cell.decode(errors="replace") for name, cell in row.items()}
+        meta = meta_of(others, "image", "caption", "_")
         return Document("", (image, TextSegment(caption)), meta)
 
     def _layout(self, path: Path) -> tuple[list[str], bool]:

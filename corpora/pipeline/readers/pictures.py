@@ -10,6 +10,7 @@ from pathlib import Path
 
 from corpora.document import ImageSegment
 from corpora.pipeline.readers.base import BadRecord, picture
+from corpora.pipeline.readers.streams import BROKEN
 from mllm.errors import UserError
 
 MAX_BYTES = 256 << 20  # of one encoded picture
@@ -43,7 +44,10 @@ class Pictures:
             return picture(self._from_tar(name))
         if self._zip is not None:
             return picture(self._from_zip(name))
-        path = os.path.realpath(os.path.join(self._root, name))
+        try:
+            path = os.path.realpath(os.path.join(self._root, name))
+        except ValueError:  # a NUL byte, half a surrogate pair
+            raise BadRecord("picture missing", ascii(name)) from None
         if not path.startswith(self._root + os.sep):
             raise BadRecord("picture outside of --image-dir", name)
         if not os.path.isfile(path):
@@ -72,7 +76,7 @@ class Pictures:
             return self._zip.read(info)
         except KeyError:
             raise BadRecord("picture missing", name) from None
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        except (*BROKEN, NotImplementedError, RuntimeError) as error:  # RuntimeError: encrypted
             raise BadRecord("picture cannot be unpacked", str(error)) from None
 
 
@@ -89,7 +93,8 @@ def decoded(text: object) -> ImageSegment:
     if not isinstance(text, str) or not text.strip():
         raise BadRecord("no picture")
     coded = text.rpartition(",")[2] if text.startswith("data:") else text
-    coded = coded.strip().replace("-", "+").replace("_", "/")
+    coded = "".join(coded.split())  # some writers break it into lines
+    coded = coded.replace("-", "+").replace("_", "/")
     try:
         return picture(base64.b64decode(coded + "=" * (-len(coded) % 4), validate=True))
     except (binascii.Error, ValueError):

@@ -125,16 +125,34 @@ def _parquet_rows(part: Part, log: ReadLog) -> Iterator[tuple[str, dict[str, Any
             first = sum(file.metadata.row_group(g).num_rows for g in range(part.start))
             number = 0
             for batch in file.iter_batches(PARQUET_BATCH, row_groups=list(groups)):
-                for row in batch.to_pylist():
+                for row in _batch_rows(batch):
                     number += 1
                     log.bytes_in_part = part.size * number // total
-                    yield f"{name} row {first + number - 1}", row
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+                    where = f"{name} row {first + number - 1}"
+                    if isinstance(row, dict):
+                        yield where, row
+                    else:
+                        log.drop("a column has no value in Python", where, str(row))
+    except pa.ArrowInvalid as error:
         log.breaks_off(part.path, error)
     except OSError as error:
         if error.errno is not None:  # the disk's, not pyarrow's word for damaged pages
             raise
         log.breaks_off(part.path, error)
+
+
+def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | Exception]:
+    """Rows of an Arrow batch, or why one cannot be had: text not UTF-8, a date out of range."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError):
+        pass
+    for number in range(len(batch)):
+        try:
+            yield batch.slice(number, 1).to_pylist()[0]
+        except (ValueError, OverflowError) as error:
+            yield error
 
 
 def _json_lines(part: Part, log: ReadLog) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -223,13 +241,16 @@ def _csv_rows(part: Part, log: ReadLog) -> Iterator[tuple[str, dict[str, Any]]]:
             open_stream(path) as file,
             io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text,
         ):
-            reader = csv.DictReader(text)
+            reader = csv.DictReader(text, strict=True)
             while True:
                 try:
                     row = next(reader)
                 except StopIteration:
                     return
                 except csv.Error as error:
+                    if "unexpected end" in str(error):  # a quote that nothing closes
+                        log.breaks_off(part.path, error)
+                        return
                     log.drop("not CSV", f"{path.name} line {reader.line_num}", str(error))
                     continue
                 where = f"{path.name} line {reader.line_num}"

@@ -7,11 +7,13 @@ from typing import Any
 from corpora.document import Document, TextSegment
 from corpora.pipeline.readers.base import BadRecord, Format, ReadLog
 from corpora.pipeline.readers.rows import column
-from corpora.pipeline.readers.streams import COMPRESSIONS, line_parts, lines
+from corpora.pipeline.readers.streams import BROKEN, COMPRESSIONS, line_parts, lines, open_stream
 from corpora.pipeline.readers.tables import RowFormat, meta_of, text_of
 from corpora.pipeline.units import Part, files_under
 
 MAX_FILE = 256 << 20  # bytes of a file that is one document
+TOO_LARGE = "file too large for a document"
+BLOCK = 1 << 13  # bytes; what a cut file has of its last block is lost
 USUAL = ("text", "content", "raw_content", "document")
 
 
@@ -44,11 +46,10 @@ class TextFiles(Format):
                     log.drop(bad.reason, where, bad.excerpt)
             return
         if part.size > MAX_FILE:
-            log.drop("file too large for a document", name, "see --one-per line")
+            log.drop(TOO_LARGE, name, "see --one-per line")
             return
-        whole = b"\n".join(line for _, line in lines(part, log))
         try:
-            text = _decoded(whole).strip()
+            text = _decoded(_whole(part, log)).strip()
             if not text:
                 raise BadRecord("no text")
             yield Document("", (TextSegment(text),), {"file": name})
@@ -69,6 +70,20 @@ class TextRows(RowFormat):
     def documents(self, row: dict[str, Any], part: Part) -> Iterator[Document]:
         name = self.options.text_column or next((n for n in USUAL if n in row), USUAL[0])
         yield Document("", (TextSegment(text_of(row, name)),), meta_of(row, name))
+
+
+def _whole(part: Part, log: ReadLog) -> bytes:
+    """A file's bytes with Unix line ends. BadRecord when it unpacks to more than MAX_FILE."""
+    data = bytearray()
+    try:
+        with open_stream(Path(part.path)) as file:
+            while block := file.read(BLOCK):
+                data += block
+                if len(data) > MAX_FILE:
+                    raise BadRecord(TOO_LARGE, "see --one-per line")
+    except BROKEN as error:
+        log.breaks_off(part.path, error)
+    return bytes(data).replace(b"\r\n", b"\n")
 
 
 def _decoded(data: bytes) -> str:

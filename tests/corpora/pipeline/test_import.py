@@ -258,6 +258,26 @@ def test_text_that_no_utf8_can_spell_is_dropped(tmp_path):
     }
 
 
+def test_a_name_that_is_not_utf8_goes_through_all(tmp_path, capsys):
+    import gzip
+
+    folder = os.fsencode(tmp_path) + b"/h\xf4tel"
+    os.mkdir(folder)
+    Path(os.fsdecode(folder + b"/caf\xe9.txt")).write_text("coffee")
+    cut = gzip.compress(os.urandom(1 << 17).hex().encode())[: 1 << 16]
+    Path(os.fsdecode(folder + b"/t\xe9.txt.gz")).write_bytes(cut)
+    out = os.fsdecode(folder + b"/out")
+    arguments = ("text", os.fsdecode(folder), "--out", out, "--workers", 1, "--min-kept", 0)
+    assert run(*arguments) == 0
+    document = Corpus(out).document(0)
+    assert (document.segments[0].text, document.meta) == ("coffee", {"file": "caf\udce9.txt"})
+    shown = "h\\udcf4tel/t\\udce9.txt.gz"
+    assert shown in capsys.readouterr().out
+    assert shown in Path(out, "import-report.html").read_text()
+    assert run(*arguments, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["sources"] == [os.fsdecode(folder)]
+
+
 DIES = """
 import os, signal, sys
 from corpora.shards import ShardSeries

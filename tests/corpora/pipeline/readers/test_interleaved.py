@@ -160,16 +160,6 @@ def test_html_whose_pictures_lie_beside_the_source(tmp_path):
     assert [content(d) for d in documents] == [["größe", RED]]
 
 
-def test_html_nested_ten_thousand_deep_is_no_crash(tmp_path):
-    (tmp_path / "r.png").write_bytes(RED)
-    page = "<div>" * 10_000 + "x<img src=r.png>" + "</div>" * 10_000
-    (tmp_path / "a.html").write_text("<p>before</p>" + page)
-    (tmp_path / "b.html").write_text("<p>b</p><img src=r.png>")
-    documents, log = read("interleaved", tmp_path)
-    assert content(documents[-1]) == ["b", RED]
-    assert len(documents) + sum(log.dropped.values()) == 2
-
-
 def test_no_known_format_names_all(tmp_path):
     write_lines(tmp_path / "a.jsonl", {"caption": "x"})
     with pytest.raises(UserError, match=r"columns caption; no known format.*mmc4.*obelics.*html"):
