@@ -10,7 +10,7 @@ from typing import Any
 
 from corpora.storage import is_remote
 from corpora.transfer import transfer_line, transfer_report
-from mllm.command import Parser, print_json, stdout_is_json
+from mllm.command import Parser, print_json, printable, stdout_is_json
 from mllm.errors import UserError
 
 EXAMPLES = """\
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print_json(result)
     else:
-        print("\n".join(lines))
+        print("\n".join(map(printable, lines)))
     return exit_code
 
 

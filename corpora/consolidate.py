@@ -1,12 +1,11 @@
 """All sidecars of a corpus as a few flat arrays that a reader memory-maps.
 
-The
-arrays of N samples in S shards with M members and K images take about 80 bytes a pair:
+N samples in S shards with M members and K images, about 80 bytes for each image-text pair:
 
     shard_starts       int64 (S + 1,)   the first sample of each shard
     shard_sizes        int64 (S,)       bytes
     members            Ragged (N,)      each sample's run of
-    member_extensions  uint8/16 (M,)      an index into index.json `extensions`
+    member_extensions  uint8/16/32 (M,)   an index into index.json `extensions`
     member_blocks      uint32 (M,)        offset in blocks of 512 bytes
     member_sizes       uint32 (M,)        bytes
     keys               Ragged (N,)      each sample's run of
@@ -33,7 +32,6 @@ from numpy.typing import DTypeLike
 
 from corpora.ragged import BLOCK
 from corpora.sidecar import VERSION, ShardSummary, Sidecar
-from mllm.errors import UserError
 from mllm.files import fsync_dir, write_aside
 
 # Name, dtype, further axes, and a sidecar's part of it.
@@ -68,14 +66,17 @@ def consolidate(
     aside.mkdir(parents=True, exist_ok=True)
     try:
         extensions = sorted({name for summary in summaries for name in summary.extensions})
-        if len(extensions) > 65535:
-            raise UserError(f"{index_dir}: {len(extensions):,} member extensions; at most 65,535")
         digests = _write_arrays(sidecars, summaries, extensions, aside)
         name = f"arrays-{_combined(digests, sorted(digests))}"
-        if not (index_dir / name).is_dir():
+        if _sizes(index_dir / name) != _sizes(aside):  # absent, or a file of it was lost or cut
+            shutil.rmtree(index_dir / name, ignore_errors=True)
             fsync_dir(aside)
             aside.rename(index_dir / name)
             fsync_dir(index_dir)
+    except OSError as error:
+        if error.filename is None:  # a full disk does not say which
+            error.filename = str(aside)
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     index = {
@@ -102,7 +103,7 @@ def _write_arrays(
 ) -> dict[str, str]:
     """Writes every array into `folder`; a digest of each, by name."""
     wide = max((summary.most_of_a_sample for summary in summaries), default=0) > 65535
-    id_type = np.uint8 if len(extensions) < 256 else np.uint16
+    id_type = np.min_scalar_type(len(extensions))
     numbers = {name: number for number, name in enumerate(extensions)}
     files = {name: _ArrayFile(folder, name, kind, axes) for name, kind, axes, _ in FLAT}
     files["member_extensions"] = _ArrayFile(folder, "member_extensions", id_type)
@@ -131,6 +132,11 @@ def _write_arrays(
         for file in files.values():
             file.close()
     return {name: file.digest for name, file in files.items()}
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file; none where there is no folder."""
+    return {path.name: path.stat().st_size for path in folder.glob("*")}
 
 
 def _combined(digests: dict[str, str], names: Sequence[str]) -> str:

@@ -3,14 +3,18 @@
     INDEX_DIR/shards/NAME.npz            a sidecar per shard (corpora/sidecar.py)
     INDEX_DIR/arrays-FINGERPRINT/*.npy   all sidecars consolidated, memory-mapped by the reader
     INDEX_DIR/index.json                 names the arrays and the shards; written last
+    INDEX_DIR/lock                       held by the process that indexes
 
 INDEX_DIR is `CORPUS_DIR/index` unless shards are read-only or remote and another is given.
 """
 
+import contextlib
+import fcntl
 import itertools
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +33,7 @@ from corpora.workers import each_shard
 from mllm.command import progress
 from mllm.errors import UserError
 
+MAX_EXTENSIONS = 65_535  # of a corpus; each reader holds them
 PROBLEMS = 1000  # that `build_index` gives back; index.json counts all bad samples
 
 
@@ -62,17 +67,19 @@ def build_index(
     names = list_shards(corpus_dir)
     try:
         (index_dir / "shards").mkdir(parents=True, exist_ok=True)
-        summaries = list(
-            progress(
-                each_shard(partial(_summary, corpus_dir, index_dir), names, workers),
-                "indexing shards",
-                total=len(names),
-                num_bytes=lambda summary: summary.size,
+        with _alone(index_dir):
+            summaries = list(
+                progress(
+                    each_shard(partial(_summary, corpus_dir, index_dir), names, workers),
+                    "indexing shards",
+                    total=len(names),
+                    num_bytes=lambda summary: summary.size,
+                )
             )
-        )
-        sidecars = (read_sidecar(sidecar_path(index_dir, s.name), s) for s in summaries)
-        consolidate(sidecars, summaries, index_dir)
-        _remove_strays(index_dir, set(names))
+            _check_extensions(corpus_dir, summaries)
+            sidecars = (read_sidecar(sidecar_path(index_dir, s.name), s) for s in summaries)
+            consolidate(sidecars, summaries, index_dir)
+            _remove_strays(index_dir, set(names))
     except PermissionError as error:
         raise UserError(f"{error.filename}: not writable; name another with --index-dir") from None
     problems = itertools.chain.from_iterable(summary.problems for summary in summaries)
@@ -90,6 +97,29 @@ def _summary(corpus_dir: str | Path, index_dir: Path, name: str) -> ShardSummary
     sidecar = index_shard(corpus_dir, name)
     write_sidecar(sidecar, path)
     return sidecar.summary
+
+
+@contextlib.contextmanager
+def _alone(index_dir: Path) -> Iterator[None]:
+    """Waits for another process that indexes into the same folder, whose work is then found done.
+
+    The kernel frees the lock of a process that dies.
+    """
+    with open(index_dir / "lock", "w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks: on one's own guard
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _check_extensions(corpus_dir: str | Path, summaries: list[ShardSummary]) -> None:
+    """Refuses names such as `2024.01.31-photo.jpg`: too many extensions to hold in memory."""
+    extensions = {name for summary in summaries for name in summary.extensions}
+    if len(extensions) > MAX_EXTENSIONS:
+        example = max(extensions, key=lambda name: (name.count("."), name))
+        raise UserError(
+            f"{corpus_dir}: {len(extensions):,} member extensions, such as .{example}; a key ends "
+            "at the first dot of a name: rename the members to KEY.EXTENSION"
+        )
 
 
 def _remove_strays(index_dir: Path, names: set[str]) -> None:

@@ -32,6 +32,7 @@ from corpora.storage import is_remote, list_shards
 from corpora.tar import BrokenTar, read_samples
 from corpora.workers import each_shard
 from mllm.command import progress
+from mllm.errors import UserError
 from mllm.files import write_aside
 
 EXAMPLES = 20  # findings named one by one in the report; the rest is counted
@@ -113,7 +114,7 @@ def _findings(
         summaries.append(summary)
         for finding in findings:
             yield finding
-            if finding.key == "":
+            if (finding.level, finding.key) == ("error", ""):
                 broken.add(finding.shard)
     sidecars = (read_sidecar(sidecar_path(folder, s.name), s) for s in summaries)
     consolidate(sidecars, summaries, folder)
@@ -142,10 +143,13 @@ def _check_shard(
             ]
     except BrokenTar as error:
         findings.append(Finding("error", "broken shard", f"not a whole tar ({error})", name))
-    except OSError as error:
+    except (OSError, UserError) as error:
         if is_remote(corpus_dir):
             raise  # a server that is away says nothing of its shards
         findings.append(Finding("error", "unreadable shard", str(error), name))
     sidecar = describer.sidecar()
+    if not sidecar.summary.num_samples and not findings:
+        detail = "no sample: nothing in it is named KEY.EXTENSION"
+        findings.append(Finding("warning", "empty shard", detail, name))
     write_sidecar(sidecar, sidecar_path(folder, name))
     return sidecar.summary, findings

@@ -7,6 +7,7 @@ ETag), so indexing anew reads only what changed, and an interrupted indexing goe
 stopped.
 """
 
+import errno
 import hashlib
 import json
 import zipfile
@@ -171,12 +172,30 @@ def index_shard(corpus_dir: str | Path, name: str) -> Sidecar:
             f"{shard_label(corpus_dir, name)}: not a whole tar shard ({error}); fetch or write it "
             f"again, or move it away, then run `mllm corpora index {corpus_dir}`"
         ) from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise UserError(
+            f"{shard_label(corpus_dir, name)}: cannot be read ({error.strerror}); mend the disk or "
+            "the mount and run again, what is indexed is kept"
+        ) from None
     return describer.sidecar()
 
 
 def open_stamped(corpus_dir: str | Path, name: str) -> tuple[ShardFile, int]:
-    """An open shard and its stamp: modification time in ns, of a remote one a sum of its ETag."""
-    file = open_shard(corpus_dir, name)
+    """An open shard and its stamp: modification time in ns, of a remote one a sum of its ETag.
+
+    UserError where its name leads to no file.
+    """
+    try:
+        file = open_shard(corpus_dir, name)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        raise UserError(
+            f"{shard_label(corpus_dir, name)}: gone, or a link that leads nowhere; bring it back "
+            "or move it away"
+        ) from None
     return file, file.stamp
 
 

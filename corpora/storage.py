@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Protocol
 
@@ -90,7 +91,7 @@ def open_shard(corpus_dir: str | Path, name: str) -> ShardFile:
     """Opens one shard for reading ranges.
 
     Raises:
-        UserError: a remote shard that is not there or may not be read.
+        UserError: a remote shard that is not there or may not be read; a folder or a pipe.
         OSError: it cannot be opened; for a remote shard, after all attempts.
     """
     if is_remote(corpus_dir):
@@ -132,8 +133,10 @@ class LocalShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._handle = -1
-        self._handle = os.open(path, os.O_RDONLY)
+        self._handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would wait for a writer
         status = os.fstat(self._handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: not a file; move it away")
         self.size, self.stamp = status.st_size, status.st_mtime_ns
 
     def __del__(self) -> None:
@@ -143,7 +146,10 @@ class LocalShard:
     def read(self, offset: int, size: int) -> bytes:
         blocks = []
         while size > 0:
-            block = os.pread(self._handle, size, offset)
+            try:
+                block = os.pread(self._handle, size, offset)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
             if not block:
                 raise UserError(
                     f"{self.path}: ends before byte {offset + size:,}, which the index names; "

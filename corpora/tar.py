@@ -17,6 +17,7 @@ READ_BYTES = 1 << 20  # read at once; more only costs page faults on a local dis
 REMOTE_READ_BYTES = 16 << 20  # a request has a price and a latency
 MAX_HEADER_BYTES = 1 << 20  # of a long name or a pax record, which are held in memory
 MAX_MEMBER_BYTES = (1 << 32) - 1
+MAX_OFFSET = ((1 << 32) - 1) * TAR_BLOCK  # an index counts blocks in four bytes
 ZERO_BLOCK = bytes(TAR_BLOCK)
 
 REGULAR, PAX_HEADER = b"0\0", ord("x")
@@ -152,6 +153,8 @@ def _walk(window: _Window) -> Iterator[Member]:
             member, offset = _other_member(window, offset)
         if member is None:
             continue
+        if member.offset > MAX_OFFSET:
+            raise BrokenTar("longer than 2 TiB; split it")
         if member.offset + member.size > window.size:
             raise BrokenTar(f"cut inside {member.name}")
         if member.size > MAX_MEMBER_BYTES:

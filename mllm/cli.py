@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 
+from mllm.command import printable
 from mllm.errors import UserError
 
 # verb: (module with `main(argv) -> int`, one line of help)
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:]) or 0
     except UserError as error:
-        print(f"mllm: error: {error}", file=sys.stderr)
+        print(f"mllm: error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mllm: interrupted", file=sys.stderr)
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno not in PLACE_ERRORS:
             raise
         path = error.filename2 or error.filename  # a rename's target; none for an open file
-        place = "" if path is None else f"{path}: "
+        place = "" if path is None else f"{printable(str(path))}: "
         print(
             f"mllm: error: {place}{error.strerror}; choose another place or free space",
             file=sys.stderr,

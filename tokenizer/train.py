@@ -24,8 +24,8 @@ MIN_VOCAB_SIZE = 256 + len(SPECIALS) + 1 + 27
 def sample_documents(corpora: Sequence[Corpus], sample_bytes: int) -> Iterator[Document]:
     """Documents drawn evenly from all corpora, about `sample_bytes` of text, in reading order.
 
-    Their pictures are not read. Always the same ones: the draw is by a fixed seed. Samples with bad content are passed over;
-    the stream counts them.
+    Their pictures are not read. Always the same ones: the draw is by a fixed seed. Samples with
+    bad content are passed over; the stream counts them.
     """
     total_bytes = sum(int(corpus.text_bytes.sum()) for corpus in corpora)
     share = min(1.0, sample_bytes / max(1, total_bytes))

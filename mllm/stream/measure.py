@@ -11,18 +11,16 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 
 from corpora.reader import Corpus
+from corpora.workers import die_with_parent
 from mllm.command import progress
 from mllm.errors import BadSample, UserError
 from mllm.files import write_aside
@@ -134,16 +132,7 @@ _worker: tuple[Corpus, Tokenizer, Path]
 def _start_worker(corpus: Corpus, model_path: Path, parts_dir: Path) -> None:
     global _worker
     _worker = (corpus, Tokenizer(model_path), parts_dir)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a traceback
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    # A worker of a killed parent would wait for work for ever: it holds both ends of its queue.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+    die_with_parent()
 
 
 def _work(part: range) -> None:

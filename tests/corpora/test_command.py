@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,52 @@ def test_a_full_disk_is_one_line(corpus_dir, monkeypatch):
 def test_a_wrong_command_line_is_a_user_error(arguments):
     with pytest.raises(UserError, match="--help"):
         main(arguments)
+
+
+def test_hostile_names_stay_on_their_line(tmp_path):
+    write_tar(tmp_path / "a.tar", [("two\nlines\x1b[31m.json", b"{")])
+    (tmp_path / "b\n\udcff.tar").write_bytes(b"no tar")
+    result = mllm("index", tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "/b\\n\\udcff.tar: not a whole tar shard" in result.stderr
+    result = mllm("lint", tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == ""
+    assert "    a.tar two\\nlines\\x1b[31m: no document" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    script = """
+import os, sys, time
+from corpora.workers import each_shard
+
+def work(name):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    list(each_shard(work, ["a", "b"], 2))
+"""
+    (tmp_path / "script.py").write_text(script)
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    workers = [int(parent.stdout.readline()) for _ in "ab"]
+    parent.kill()
+    parent.wait(timeout=30)
+    deadline = time.monotonic() + 30
+    while any(map(is_alive, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(process_id):
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{process_id}/stat") as file:
+        return file.read().rpartition(") ")[2][0] != "Z"

@@ -1,12 +1,15 @@
 """Indexing our shards and foreign ones, and refusing what is broken."""
 
+import errno
 import gc
 import io
 import json
 import os
 import tarfile
 import tempfile
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +240,85 @@ def test_what_a_killed_process_left_goes_after_a_day(corpus_dir):
     build_index(corpus_dir)
     assert not old.exists() and not folder.exists()
     assert young.exists()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 130)])
+def test_indexing_again_mends_damaged_arrays(corpus_dir, documents, damage):
+    damage(next((corpus_dir / "index").glob("arrays-*/key_hashes.npy")))
+    with pytest.raises(UserError, match="run `mllm corpora index`"):
+        Corpus(corpus_dir)
+    build_index(corpus_dir)
+    assert Corpus(corpus_dir).find(keys=[documents[7].key]).tolist() == [7]
+
+
+def test_those_who_index_into_one_folder_take_turns(corpus_dir, tmp_path, monkeypatch):
+    """Each would else remove the arrays of the other; the second finds what the first has read."""
+    read, busy = [], []
+
+    def alone(folder, name):
+        assert not busy
+        busy.append(name)
+        time.sleep(0.02)
+        read.append(busy.pop())
+        return index_shard(folder, name)
+
+    monkeypatch.setattr("corpora.index.index_shard", alone)
+    with ThreadPoolExecutor(3) as pool:  # a lock of its own for each opening of the file
+        done = [pool.submit(build_index, corpus_dir, tmp_path / "i") for _ in range(3)]
+        assert [one.result(timeout=60) for one in done] == [[], [], []]
+    assert sorted(read) == [f"shard-00000{number}.tar" for number in range(3)]
+    assert len(Corpus(corpus_dir, tmp_path / "i")) == 25
+
+
+def leads_nowhere(path):
+    path.symlink_to("/nowhere/a.tar")
+
+
+def leads_to_itself(path):
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("make", [leads_nowhere, leads_to_itself, Path.mkdir, os.mkfifo])
+def test_a_shard_that_is_no_file_is_named(tmp_path, make):
+    make(tmp_path / "a.tar")
+    with pytest.raises(UserError, match=r"a.tar: (gone, or a link|not a file).* move it away"):
+        build_index(tmp_path)
+
+
+def test_a_disk_that_cannot_be_read_is_named(corpus_dir, tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(UserError, match=r"000000.tar: cannot be read \(Input/output error\)"):
+        build_index(corpus_dir, tmp_path / "i")
+
+
+@pytest.mark.parametrize(
+    ("number", "width"), [(255, 1), (256, 2), pytest.param(65_536, 4, marks=pytest.mark.slow)]
+)
+def test_any_number_of_extensions_keeps_its_members(tmp_path, monkeypatch, number, width):
+    monkeypatch.setattr("corpora.index.MAX_EXTENSIONS", number)
+    names = sorted(f"{n}.b" for n in range(number))
+    write_tar(tmp_path / "a.tar", [(f"k.{name}", b"") for name in names])
+    build_index(tmp_path)
+    assert sorted(Corpus(tmp_path).members(0)) == names
+    array = next((tmp_path / "index").glob("arrays-*/member_extensions.npy"))
+    assert np.load(array).itemsize == width
+
+
+def test_names_whose_dots_make_too_many_extensions_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("corpora.index.MAX_EXTENSIONS", 3)
+    write_tar(tmp_path / "a.tar", [(f"2024.01.{n}-photo.jpg", b"") for n in range(4)])
+    with pytest.raises(UserError, match=r"4 member extensions, such as .01.3-photo.jpg; a key"):
+        build_index(tmp_path)
+
+
+def test_a_shard_beyond_two_tib_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("corpora.tar.MAX_OFFSET", 4096)
+    write_tar(tmp_path / "a.tar", [(f"{n}.txt", b"x") for n in range(5)])
+    with pytest.raises(UserError, match="longer than 2 TiB; split it"):
+        build_index(tmp_path)
 
 
 def test_a_folder_that_is_not_writable_is_named(corpus_dir, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from corpora.command import main
 from corpora.duplicates import duplicates
 from corpora.index import build_index
 from corpora.lint import lint
+from mllm.errors import UserError
 from tokenizer.specials import SPECIALS
 
 from .conftest import square
@@ -113,6 +114,31 @@ def test_a_missing_half_is_told_only_among_pairs(tmp_path):
     (tmp_path / "mixed").mkdir()
     texts = [(f"text{number}.txt", b"text %d" % number) for number in range(9)]
     assert not report_of(tmp_path / "mixed", [*pairs, *texts]).warnings
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.name)])
+def test_a_shard_that_is_no_file_is_a_finding(corpus_dir, make):
+    make(corpus_dir / "a.tar")
+    report = lint(corpus_dir)
+    assert report.errors == {"unreadable shard": 1, "index is stale": 1}
+    assert report.num_samples == 25
+
+
+def test_a_shard_without_samples_is_told(tmp_path):
+    write_tar(tmp_path / "b.tar", [("b.txt", b"text")])
+    build_index(tmp_path)
+    write_tar(tmp_path / "a.tar", [("readme", b"no sample")])
+    build_index(tmp_path)
+    report = lint(tmp_path)
+    assert (report.errors, report.warnings) == ({}, {"empty shard": 1})
+
+
+def test_more_dotted_names_than_an_index_takes_are_findings(tmp_path, monkeypatch):
+    monkeypatch.setattr("corpora.index.MAX_EXTENSIONS", 3)
+    write_tar(tmp_path / "a.tar", [(f"{n}.01.{n}.png", square((n, 0, 0))) for n in range(256)])
+    with pytest.raises(UserError, match="256 member extensions"):
+        build_index(tmp_path)
+    assert lint(tmp_path).warnings["dotted key"] == 256
 
 
 def test_keys_and_contents_repeat_across_shards(corpus_dir, documents):
