@@ -4,6 +4,8 @@ A corpus of 10^9 samples has as many runs (members, key bytes, images); int64 st
 eight bytes each. Here a count is stored per run and a start per block of BLOCK runs.
 """
 
+import itertools
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +71,18 @@ def load_array(folder: Path, name: str) -> np.ndarray:
         return np.asarray(np.load(path, mmap_mode="r"))
     except (OSError, ValueError):
         raise UserError(f"{path}: missing or cut; run `mllm corpora index` on the corpus") from None
+
+
+def expect_random_access(*owners: object) -> None:
+    """Has the pages of the owners' memory-mapped arrays read as asked for, with none around them.
+
+    Reading around each page brought 1.6 GB for the first batch of a corpus of 10^9 samples.
+    """
+    for value in itertools.chain.from_iterable(vars(owner).values() for owner in owners):
+        if isinstance(value, Ragged):
+            expect_random_access(value)
+        base = value
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if isinstance(base, mmap.mmap):
+            base.madvise(mmap.MADV_RANDOM)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from corpora.document import Document
+from corpora.ragged import expect_random_access
 from corpora.reader import Corpus
 from corpora.transport import RemoteUnavailable
 from mllm.errors import UserError
@@ -70,6 +71,7 @@ class PlannedSource:
         if self.plan.num_rows == 0:
             raise UserError(f"{source.corpus_dir}: no usable sample; run `mllm corpora lint` on it")
         self.excluded = takedowns.samples(self.corpus)  # int64, ascending: never read
+        expect_random_access(self.corpus, self.lengths, self.plan)
         self._cut_documents: OrderedDict[int, TokenSequence] = OrderedDict()
         self._lock = threading.Lock()
         # What the mixture's token shares count: slots and scored tokens.
