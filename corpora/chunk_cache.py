@@ -18,7 +18,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from corpora.transfer import count
@@ -78,7 +78,8 @@ class ChunkCache:
                     block = _pread(file.fileno(), stop - start, start)
                 now = time.monotonic()
                 if now - touched > TOUCH_SECONDS:
-                    os.utime(file.fileno())
+                    with suppress(PermissionError):  # another user's cache can be read all the same
+                        os.utime(file.fileno())
                     if len(self._verified) >= MAX_VERIFIED:
                         self._verified.clear()
                     self._verified[name] = (status.st_ino, now)

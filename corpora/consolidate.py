@@ -32,7 +32,7 @@ from numpy.typing import DTypeLike
 
 from corpora.ragged import BLOCK
 from corpora.sidecar import VERSION, ShardSummary, Sidecar
-from mllm.files import fsync_dir, write_aside
+from mllm.files import fsync_dir, name_full_disk, write_aside
 
 # Name, dtype, further axes, and a sidecar's part of it.
 FLAT: tuple[tuple[str, DTypeLike, tuple[int, ...], Callable[[Sidecar], np.ndarray]], ...] = (
@@ -74,8 +74,7 @@ def consolidate(
             aside.rename(index_dir / name)
             fsync_dir(index_dir)
     except OSError as error:
-        if error.filename is None:  # a full disk does not say which
-            error.filename = str(aside)
+        name_full_disk(error, aside)
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Writing files so that a half-written one is never taken for whole: aside, fsync, rename."""
 
+import errno
 import hashlib
 import json
 import os
@@ -35,9 +36,17 @@ def write_aside(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.fsync(file.fileno())
         os.replace(aside, path)
         fsync_dir(path.parent)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            name_full_disk(error, path)
         raise
+
+
+def name_full_disk(error: OSError, path: str | Path) -> None:
+    """Puts `path` into the error of a full disk, which the system leaves without one."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+        error.filename = str(path)
 
 
 def write_json(path: str | Path, value: Any) -> None:

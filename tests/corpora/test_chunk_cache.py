@@ -246,3 +246,13 @@ def test_a_full_disk_leaves_no_half_chunk_and_a_few_chunks_in_memory(tmp_path):
     worker.join()
     assert found == [False, False, True, True, True, True]
     assert files == ["lock"]
+
+
+def test_a_cache_of_another_user_is_read(tmp_path, monkeypatch):
+    ChunkCache(tmp_path, 1 << 20, 1.0).store("a", chunk_of("a"))
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("corpora.chunk_cache.os.utime", refuse)
+    assert ChunkCache(tmp_path, 1 << 20, 1.0).read("a", LENGTH, 2, 9) == chunk_of("a")[2:9]

@@ -1,5 +1,6 @@
 """The verbs as a user meets them: the installed command, its exit code, its one line."""
 
+import errno
 import json
 import os
 import subprocess
@@ -50,13 +51,22 @@ def test_index_says_what_is_bad_and_where_it_lies(tmp_path, capsys):
     assert result["index"] == str(tmp_path / "i")
 
 
-def test_a_full_disk_is_one_line(corpus_dir, monkeypatch):
+@pytest.mark.parametrize(
+    ("writer", "place"),
+    [
+        ("mllm.files.os.fsync", r"i/shards/shard-000000.tar.npz"),
+        ("corpora.consolidate._ArrayFile.append", r"i/arrays.tmp-\d+"),
+    ],
+)
+def test_a_full_disk_is_one_line_that_names_the_place(
+    corpus_dir, tmp_path, monkeypatch, writer, place
+):
     def full(*_):
-        raise OSError(28, "No space left on device", "x.json")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as `write` and `fsync` do
 
-    monkeypatch.setattr("corpora.index.consolidate", full)
-    with pytest.raises(UserError, match=r"x.json: no space left on the disk"):
-        main(["index", str(corpus_dir)])
+    monkeypatch.setattr(writer, full)
+    with pytest.raises(UserError, match=f"{place}: no space left on the disk; make room"):
+        main(["index", str(corpus_dir), "--index-dir", str(tmp_path / "i")])
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["lint"], ["demo", "--smal"]])
