@@ -13,8 +13,9 @@ the corpus, through a pool of POOL waiting pieces. Whenever it is full one row i
 A document that fits a row stays whole, unless nothing else fits: if the rest of a row is more than
 `seq_len / 64`, it takes the head of the longest text, and the tail of it goes into a later row. A
 document longer than a row is cut into continued pieces, at an image where there is one within
-reach, else at a token. An image is never cut. A continued piece opens without `<s>`, its first
-token is not scored (what it follows from stands in another row), and positions start again with it.
+reach (but never right after `<s>`), else at a token. An image is never cut. A continued piece opens
+without `<s>`, its first token is not scored (what it follows from stands in another row), and
+positions start again with it.
 
 In a *joined* row the documents are one context: one `<s>`, then the documents without theirs, each
 closed by `</s>`. A piece that stops before its document's end is divided from the next by a `</s>`

@@ -30,7 +30,7 @@ from mllm.stream.lengths import TokenLengths
 from mllm.stream.measure import cannot_write, lengths_dir, open_lengths
 from tokenizer.tokenizer import Tokenizer
 
-PACKING_VERSION = 2  # part of the stream's fingerprint: raise it when plans change
+PACKING_VERSION = 3  # part of the stream's fingerprint: raise it when plans change
 
 Piece = tuple[int, int, int]  # sample, first token of it that stands in the row, one past the last
 

@@ -158,8 +158,9 @@ def _add_piece(pool, rows, sample, length, image_offsets, capacity, span, is_joi
     num_images = 0
     for k in range(len(image_offsets)):
         position = np.int64(image_offsets[k]) + k * span
-        if start < position <= limit and length > limit:
-            stop = position  # positions ascend: the last within reach
+        # Not right after <s>, which would stand alone. Positions ascend: the last within reach.
+        if start + (start == 0) < position <= limit and length > limit:
+            stop = position
     for k in range(len(image_offsets)):
         num_images += start <= np.int64(image_offsets[k]) + k * span < stop
     is_end = stop == length

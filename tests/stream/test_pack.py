@@ -91,7 +91,7 @@ class ByHand:
             reach = start + self.capacity + (1 if self.is_joined and start == 0 else 0)
             stop = length
             if length > reach:
-                before = [p for p in image_positions if start < p <= reach]
+                before = [p for p in image_positions if start + (start == 0) < p <= reach]
                 stop = before[-1] if before else reach
             cost = stop - start
             if self.is_joined and start == 0:
@@ -244,6 +244,14 @@ def test_a_long_document_is_cut_at_its_images():
     lengths = lengths_of([(60, [18, 38])])
     rows = packed_rows(lengths, seq_len=40, num_latents=4, join_share=0.0)
     assert sorted(pieces for *_, pieces in rows) == [[(0, 0, 19)], [(0, 19, 45)], [(0, 45, 72)]]
+
+
+def test_no_row_holds_the_start_of_a_long_document_alone():
+    # A picture first: 1 token, an image of 6, 59 tokens; rows of 40.
+    lengths = lengths_of([(60, [0])])
+    for join_share in (0.0, 1.0):
+        rows = packed_rows(lengths, seq_len=40, num_latents=4, join_share=join_share)
+        assert sorted(pieces for *_, pieces in rows) == [[(0, 0, 40)], [(0, 40, 66)]]
 
 
 def test_a_document_of_very_many_rows_is_packed():

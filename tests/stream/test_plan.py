@@ -88,10 +88,10 @@ def test_a_plan_depends_on_its_sizes_and_stands_once_for_each(world, corpus):
     for changes in ({}, {"seq_len": 128}, {"num_latents": 5}, {"join_share": 0.5}, {}):
         open_plan(corpus, world.tokenizer, **{**SIZES, **changes})
     assert sorted(path.name for path in folder.glob("plan-*")) == [
-        "plan-2-seq128-latents4-join0.3",
-        "plan-2-seq96-latents4-join0.3",
-        "plan-2-seq96-latents4-join0.5",
-        "plan-2-seq96-latents5-join0.3",
+        "plan-3-seq128-latents4-join0.3",
+        "plan-3-seq96-latents4-join0.3",
+        "plan-3-seq96-latents4-join0.5",
+        "plan-3-seq96-latents5-join0.3",
     ]
 
 
