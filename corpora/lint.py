@@ -35,7 +35,7 @@ from mllm.command import progress
 from mllm.errors import UserError
 from mllm.files import write_aside
 
-EXAMPLES = 20  # findings named one by one in the report; the rest is counted
+EXAMPLES = 5  # findings of a kind that the report names one by one; the rest is counted
 
 
 @dataclass
@@ -51,7 +51,7 @@ class LintReport:
     def add(self, finding: Finding) -> None:
         counts = self.errors if finding.level == "error" else self.warnings
         counts[finding.kind] += 1
-        if len(self.examples) < EXAMPLES:
+        if counts[finding.kind] <= EXAMPLES:
             where = f"{finding.shard} {finding.key}".strip()
             self.examples.append(f"{where}: {finding.kind}: {finding.detail}")
 

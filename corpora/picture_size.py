@@ -5,10 +5,13 @@ corpora are made of are read here; everything else, and whatever looks odd, goes
 """
 
 import io
+import warnings
 
 from PIL import Image
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+# mllm/images.py lists these too; it brings torch, which an index does without, and a test compares.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO")
 # Markers that start a JPEG frame and hold its size: SOF0 to SOF15 without DHT, JPG and DAC.
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -57,7 +60,9 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 def _pil_size(data: bytes) -> tuple[int, int]:
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "GIF", "BMP")) as image:
-            return image.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of very large pictures: lint names them
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return image.size
     except Exception:  # PIL raises many kinds on broken headers; none is worth stopping for here
         return (0, 0)

@@ -116,6 +116,16 @@ def test_a_missing_half_is_told_only_among_pairs(tmp_path):
     assert not report_of(tmp_path / "mixed", [*pairs, *texts]).warnings
 
 
+def test_a_kind_with_many_findings_hides_no_other(tmp_path):
+    many = [(f"{n:03d}.txt", b"<image> %d" % n) for n in range(100)]
+    report = report_of(tmp_path, [*many, ("cut.json", b"{")])
+    assert report.warnings == {"special token in text": 100}
+    assert [example.split(": ")[1] for example in report.examples] == [
+        *["special token in text"] * 5,
+        "no document",
+    ]
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.name)])
 def test_a_shard_that_is_no_file_is_a_finding(corpus_dir, make):
     make(corpus_dir / "a.tar")

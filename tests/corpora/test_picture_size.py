@@ -1,13 +1,15 @@
 """Sizes from headers are PIL's, in every format and mode that it writes."""
 
 import io
+import struct
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from corpora.picture_size import picture_size
+from corpora.picture_size import FORMATS, picture_size
+from mllm import images
 
 WAYS = [
     ("PNG", "RGB", {}),
@@ -24,6 +26,8 @@ WAYS = [
     ("WEBP", "RGB", {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"}),
     ("GIF", "P", {}),
     ("BMP", "RGB", {}),
+    ("TIFF", "RGB", {}),
+    ("PPM", "RGB", {}),
 ]
 
 
@@ -51,6 +55,17 @@ def test_any_beginning_of_a_picture_gives_its_size_or_none(way):
     data = encoded((300, 200), way)
     for length in [*range(min(len(data), 80)), len(data) // 2]:
         assert picture_size(data[:length]) in ((300, 200), (0, 0))
+
+
+def test_every_format_that_is_decoded_has_a_size():
+    assert FORMATS == images.FORMATS
+
+
+def test_a_huge_picture_has_a_size_and_no_warning(recwarn):
+    header = b"BM" + struct.pack("<IHHI", 54, 0, 0, 54)
+    info = struct.pack("<IiiHHIIiiII", 40, 12_000, 9000, 1, 24, 0, 0, 0, 0, 0, 0)
+    assert picture_size(header + info + bytes(100)) == (12_000, 9000)
+    assert not recwarn.list
 
 
 @given(st.binary(max_size=60), st.sampled_from([b"\xff\xd8", b"\x89PNG\r\n", b"RIFF1234WEBPVP8"]))
