@@ -60,7 +60,7 @@ class Judge(PipelineStep):
         write_json(path, counts | {"examples": examples})
 
 
-def printable(text: str) -> str:
+def utf8_safe(text: str) -> str:
     """`text` with what UTF-8 cannot spell escaped: names of files may be any bytes."""
     return text.encode("utf-8", "backslashreplace").decode()
 

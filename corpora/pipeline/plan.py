@@ -245,7 +245,8 @@ def _dedup_stages(
     work = places.work / "duplicates"
     stager = WriteShards(places.staged, None, "staged")
     yield Stage("read", [*before, stager], None)
-    yield from dedup_stages(options.dedup, ReadStaged(places.staged), work, num_units)
+    staged = ReadStaged(places.staged, places.stage("fingerprints") / "counters")
+    yield from dedup_stages(options.dedup, staged, work, num_units)
     removal = removal_steps(options.dedup, work, places.drops)
     staged = ReadStaged(places.staged, places.stage("write") / "counters")
     yield Stage("write", [staged, *removal, *after], None)

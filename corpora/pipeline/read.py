@@ -56,6 +56,7 @@ class ReadSource(PipelineStep):
                 counter.tick()
                 yield record
             log.bytes_before += part.size
+        counter.write()
         self.stat_update("documents", value=log.kept)
         write_json(self.drops_dir / self.name / f"{rank:06d}.json", log.to_dict())
 

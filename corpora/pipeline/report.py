@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corpora.pipeline.decontaminate import evaluation_read
-from corpora.pipeline.judge import EXAMPLES_PER_REASON, printable, read_drops
+from corpora.pipeline.judge import EXAMPLES_PER_REASON, read_drops
 from corpora.pipeline.readers.tars import read_downloads
 from corpora.pipeline.report_page import page
 from corpora.pipeline.task import done_ranks
+from mllm.command import printable
 from mllm.errors import UserError
 from mllm.files import write_aside, write_json
 
@@ -115,6 +116,12 @@ def summary(report: dict[str, Any]) -> list[str]:
             lines.append(f"  edited by {step['name']}: {what}: {count:,}")
     for path in report.get("broken_files", [])[:5]:
         lines.append(f"  breaks off, only its beginning was read: {path}")
+    for read in report.get("evaluation_files", []):
+        if short := read["short_texts"]:
+            lines.append(
+                f"  {read['path']}: {short:,} of {read['texts']:,} texts have too few words to be "
+                "searched for (--decontaminate-ngram)"
+            )
     if "in_place" in report:
         lines.append(f"  shards stay in {report['in_place']}; name the index by index_dir")
     lines.append(f"  report: {Path(report['out']) / 'import-report.html'}")
@@ -134,6 +141,7 @@ def _head(options: "ImportOptions", format_name: str) -> dict[str, Any]:
             "filters": asdict(options.filters),
             "dedup": asdict(options.dedup),
             "evaluation_files": [str(path) for path in options.evaluation_files],
+            "decontamination": asdict(options.decontamination),
             "samples_per_shard": options.samples_per_shard,
             "unit_megabytes": options.unit_megabytes,
             "min_kept": options.min_kept,

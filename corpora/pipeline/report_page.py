@@ -4,7 +4,7 @@ import json
 from html import escape
 from typing import Any
 
-from corpora.pipeline.judge import printable
+from corpora.pipeline.judge import utf8_safe
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;
@@ -42,7 +42,7 @@ def page(report: dict[str, Any]) -> str:
         "<h2>How it was made</h2>",
         _made(report),
     ]
-    return printable(
+    return utf8_safe(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
         f"<body>{''.join(body)}</body></html>\n"
@@ -116,6 +116,7 @@ def _made(report: dict[str, Any]) -> str:
     facts = {
         "fingerprint of the corpus": report.get("fingerprint", "none"),
         "units": report.get("units"),
+        "evaluation files": {e["path"]: e for e in report.get("evaluation_files", [])} or None,
         "seconds by stage, summed over tasks": report.get("stage_seconds"),
         "versions": report["versions"],
         "options": report["options"],

@@ -3,6 +3,8 @@
 The same command started again goes on where it was stopped, with any number of tasks and workers.
 """
 
+import contextlib
+import json
 import logging
 import shutil
 import time
@@ -16,6 +18,7 @@ from corpora.index import build_index
 from corpora.pipeline.dedup import Stage
 from corpora.pipeline.executors import ExecutorOptions, keep_stderr_clean, make_executor
 from corpora.pipeline.plan import (
+    REPORT,
     ImportOptions,
     Plan,
     finished_report,
@@ -151,6 +154,7 @@ def _index_in_place(options: ImportOptions) -> dict[str, Any]:
     if len(options.sources) > 1:
         raise UserError("tars are indexed in place, a folder at a time; give one SOURCE")
     source = options.sources[0]
+    _check_index_place(options.out, source)
     started = time.time()
     report = downloads_report(options, source)
     Path(options.out).mkdir(parents=True, exist_ok=True)
@@ -165,3 +169,14 @@ def _index_in_place(options: ImportOptions) -> dict[str, Any]:
     report["seconds"] = round(time.time() - started, 1)
     write_report(options.out, report)
     return report
+
+
+def _check_index_place(out: Path, source: Path) -> None:
+    """UserError unless OUT is new, holds the tars themselves, or an earlier index of them."""
+    if out.resolve() == source.resolve():
+        return
+    known = str(source)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        known = json.loads((out / REPORT).read_bytes()).get("in_place")
+    if known != str(source) or any(out.glob("*.tar")):
+        raise UserError(f"{out}: holds another corpus or its index already; give a new folder")

@@ -89,7 +89,7 @@ def files_under(source: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
 
 
 class Counter:
-    """Tells the command how far a unit has come, through a small file, once a second at most.
+    """Tells the command how far a unit has come, by a small file, once a second and at its end.
 
     The file holds "RECORDS BYTES"; a reader that meets it half-written reads it again later.
     """
@@ -103,7 +103,9 @@ class Counter:
     def tick(self) -> None:
         """One record more."""
         self.records += 1
-        now = time.monotonic()
-        if now - self._written >= 1:
-            self._written = now
-            self.path.write_text(f"{self.records} {self.bytes_done}")
+        if time.monotonic() - self._written >= 1:
+            self.write()
+
+    def write(self) -> None:
+        self._written = time.monotonic()
+        self.path.write_text(f"{self.records} {self.bytes_done}")

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import multiprocess
+import multiprocess.forkserver
 from datatrove.executor.base import PipelineExecutor
+from datatrove.executor.local import LocalPipelineExecutor
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -43,7 +45,8 @@ def run_watched(
         except BaseException as error:
             raised.append(error)
 
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # of processes started now
+    if isinstance(executor, LocalPipelineExecutor) and executor.workers > 1:
+        _start_servers()
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
@@ -53,11 +56,27 @@ def run_watched(
         for process in multiprocess.active_children():
             process.kill()
         # At exit the pool would wait for a lock that a killed process holds. The resource tracker
-        # then removes its semaphores; its warning is not for the user.
+        # then removes its semaphores.
         atexit.unregister(multiprocess.util._exit_function)
         raise
     if raised:
         raise raised[0]
+
+
+def _start_servers() -> None:
+    """Starts what starts the pool's processes, with the null device for its stderr.
+
+    The pool replaces killed processes until we are gone; the fork server then prints that one was
+    half made, and the resource tracker what it cleared away. Errors of tasks come by the pool.
+    """
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        multiprocess.forkserver.ensure_running()
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
 def _watch(thread: threading.Thread, update: Callable[[], None]) -> None:
@@ -96,6 +115,7 @@ class _Bar:
         self._is_shown = console.is_terminal
         self._task = self._progress.add_task(what, total=max(sum(rank_bytes), 1), rate="")
         self._started = self._polled = time.monotonic()
+        self._records_before = self._counted()[0] if self._is_shown else 0  # of a run that stopped
 
     def __enter__(self) -> "_Bar":
         self._progress.start()
@@ -114,11 +134,18 @@ class _Bar:
             return
         self._polled = time.monotonic()
         done = {int(path.stem) for path in (self._stage_dir / "done").glob("*.json")}
-        num_bytes, records = sum(self._rank_bytes[rank] for rank in done), 0
+        records, sizes = self._counted()
+        num_bytes = sum(self._rank_bytes[rank] for rank in done)
+        num_bytes += sum(size for rank, size in sizes.items() if rank not in done)
+        seconds = self._polled - self._started
+        rate = f"{(records - self._records_before) / seconds:,.0f} records/s" if sizes else ""
+        self._progress.update(self._task, completed=num_bytes, rate=rate)
+
+    def _counted(self) -> tuple[int, dict[int, int]]:
+        """Records of all ranks that count them, and bytes of each; no stage of pairs does."""
+        records, sizes = 0, {}
         for path in (self._stage_dir / "counters").glob("*"):
             count, _, size = path.read_text().partition(" ")
             records += int(count or 0)
-            if int(path.name) not in done:
-                num_bytes += int(size or 0)
-        rate = f"{records / (self._polled - self._started):,.0f} records/s"
-        self._progress.update(self._task, completed=num_bytes, rate=rate)
+            sizes[int(path.name)] = int(size or 0)
+        return records, sizes

@@ -68,3 +68,5 @@ class ReadStaged(PipelineStep):
             if counter:
                 counter.tick()
             yield to_record(from_members(sample.key, sample.members))
+        if counter:
+            counter.write()

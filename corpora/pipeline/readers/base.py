@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from corpora.document import Document, ImageSegment, image_extension
-from corpora.pipeline.judge import EXAMPLES_PER_REASON, EXCERPT, printable
+from corpora.pipeline.judge import EXAMPLES_PER_REASON, EXCERPT, utf8_safe
 from corpora.pipeline.options import option
 from corpora.pipeline.units import Part
 
@@ -66,13 +66,13 @@ class ReadLog:
 
     def breaks_off(self, path: str, why: object) -> None:
         """The rest of a file cannot be read."""
-        self.broken_files.append(printable(path))
+        self.broken_files.append(utf8_safe(path))
         self.drop(BREAKS_OFF, path, str(why))
 
     def _show(self, reason: str, where: str, excerpt: str) -> None:
         shown = self.examples.setdefault(reason, [])
         if len(shown) < EXAMPLES_PER_REASON:
-            shown.append({"id": printable(where), "excerpt": printable(excerpt[:EXCERPT])})
+            shown.append({"id": utf8_safe(where), "excerpt": utf8_safe(excerpt[:EXCERPT])})
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of the files that `Judge` writes."""

@@ -15,7 +15,8 @@ def test_a_cleaned_corpus_is_equal_for_any_number_of_tasks(tmp_path, capsys):
     texts += ["too short", texts[1]]
     source, held_out = tmp_path / "texts.jsonl", tmp_path / "eval.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 4))
-    held_out.write_text(json.dumps({"question": " ".join(prose(7).split()[20:40])}) + "\n")
+    rows = {"question": " ".join(prose(7).split()[20:40])}, {"question": "Too short?"}
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = "--min-kept 0 --min-words 3 --dedup-exact content --dedup-near-text --statistics"
     shards, reports = [], []
     for tasks in ("1", "3"):
@@ -30,6 +31,8 @@ def test_a_cleaned_corpus_is_equal_for_any_number_of_tasks(tmp_path, capsys):
     dropped = [{step["name"]: step["dropped"] for step in report["steps"]} for report in reports]
     assert dropped[0] == dropped[1]
     assert dropped[0]["text"] == {"under 3 words": 4}
+    (searched,) = reports[0]["evaluation_files"]
+    assert (searched["texts"], searched["short_texts"]) == (2, 1)
     assert dropped[0]["evaluation"] == {f"text of {held_out}": 4}  # edits of text 7: none
     # Three more copies of 299 texts and 100 edits, and one text that stands twice in each.
     exact, near = (dropped[0]["duplicates"][f"{kind} duplicate"] for kind in ("exact", "near"))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,21 @@ def test_img2dataset_is_indexed_in_place_with_its_own_statistics(tmp_path, capsy
     with pytest.raises(UserError, match=r"kept 66.7% of 6 records.*download: Image decoding"):
         run("pairs", DOWNLOADED, "--out", tmp_path / "strict", "--min-kept", 0.9)
     assert not (tmp_path / "strict" / "index.json").exists()
+
+
+def test_an_index_of_tars_is_not_put_over_a_corpus_or_another_index(tmp_path):
+    write_text(tmp_path / "in", files=1)
+    run("text", tmp_path / "in", "--out", tmp_path / "text", "--workers", 1)
+    before = Corpus(tmp_path / "text").fingerprint
+    with pytest.raises(UserError, match="holds another corpus"):
+        run("pairs", DOWNLOADED, "--out", tmp_path / "text")
+    assert Corpus(tmp_path / "text").fingerprint == before
+    shutil.copytree(DOWNLOADED, tmp_path / "more")
+    for _ in range(2):  # again over its own index
+        run("pairs", tmp_path / "more", "--out", tmp_path / "index")
+    run("pairs", tmp_path / "more", "--out", tmp_path / "more")
+    with pytest.raises(UserError, match="holds another corpus or its index"):
+        run("pairs", DOWNLOADED, "--out", tmp_path / "index")
 
 
 def test_img2dataset_is_written_anew_when_filters_are_asked_for(tmp_path):

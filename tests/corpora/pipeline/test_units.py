@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpora.pipeline.units import Part, cut, read_units, write_units
+from corpora.pipeline.units import Counter, Part, cut, read_units, write_units
 
 
 @given(st.lists(st.integers(0, 100)), st.integers(1, 120))
@@ -21,3 +21,11 @@ def test_units_go_to_a_file_and_back(tmp_path):
     units = [(Part("ü", 3, 1, 2, "r"), Part("b", 0)), (Part("c", 1),)]
     write_units(tmp_path / "u", units)
     assert read_units(tmp_path / "u") == units
+
+
+def test_a_counter_tells_the_whole_of_a_short_unit(tmp_path):
+    counter = Counter(tmp_path / "000000")
+    for _ in range(3):
+        counter.tick()
+    counter.write()
+    assert (tmp_path / "000000").read_text() == "3 0"
