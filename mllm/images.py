@@ -26,7 +26,8 @@ Resize = Literal["crop", "squash"]
 
 # Named, because PIL's other plugins include one that starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO")
-
+# What PIL raises on headers that lie, besides ValueError.
+BROKEN = (OSError, SyntaxError, EOFError, LookupError, TypeError, struct.error, zlib.error)
 
 MAX_PIXELS = 64_000_000
 
@@ -56,7 +57,7 @@ def open_picture(
         raise ValueError(f"not a picture ({len(data):,} bytes, first {data[:8]!r})") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"picture too large ({error})") from None
-    except (OSError, SyntaxError, EOFError, IndexError, struct.error, zlib.error) as error:
+    except BROKEN as error:
         raise ValueError(f"broken picture ({error})") from None
 
 

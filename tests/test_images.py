@@ -124,6 +124,14 @@ def test_a_truncated_picture_is_a_value_error_wherever_it_is_cut(kind):
             open_picture(data[:length])
 
 
+def test_a_tiff_whose_offsets_are_fractions_is_a_value_error():
+    data = encoded(Image.new("L", (20, 14)), "TIFF")
+    offsets = b"\x11\x01\x04\0"  # StripOffsets, of type LONG; then RATIONAL
+    assert offsets in data
+    with pytest.raises(ValueError, match="broken picture"):
+        open_picture(data.replace(offsets, b"\x11\x01\x05\0"))
+
+
 def test_crop_keeps_the_centre_and_squash_keeps_everything():
     wide = Image.new("RGB", (40, 10), "blue")
     wide.paste("red", (15, 0, 25, 10))
