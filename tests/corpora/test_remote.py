@@ -223,4 +223,6 @@ def test_a_remote_shard_replaced_by_one_as_long_is_indexed_anew(tmp_path, monkey
         build_index("memory://anew", tmp_path / "index")
         corpus = Corpus("memory://anew", tmp_path / "index")
         assert corpus.members(0) == {"txt": text}
+        corpus.expect_texts([0])
+        assert corpus.text_document(0) == corpus.document(0)
         assert corpus.content_hashes.tobytes() == content_hash({"txt": text})
