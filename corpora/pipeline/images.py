@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datatrove.data import Document as Record
 from datatrove.pipeline.base import PipelineStep
@@ -109,7 +109,7 @@ def layout_steps(options: "FilterOptions", drops_dir: str | Path) -> list[Pipeli
 
 
 def remove_images(record: Record, numbers: Collection[int]) -> None:
-    """Takes images out of a record by their number in it; the text stays as it is."""
+    """Takes images out of a record by their number in it; the texts around one become two lines."""
     if numbers:
         _keep_images(record, [n for n in range(len(record.media)) if n not in numbers])
 
@@ -128,16 +128,29 @@ def cut_after_image(record: Record, count: int) -> None:
 
 def _keep_images(record: Record, numbers: list[int]) -> None:
     renumbered = {old: new for new, old in enumerate(numbers)}
-    layout = []
+    layout: list[dict[str, Any]] = []
+    is_gap = False  # whether an image went from here
     for item in record.metadata[LAYOUT]:
-        if "text" in item:
-            layout.append(item)
-        elif item["image"] in renumbered:
+        if "image" in item and item["image"] not in renumbered:
+            is_gap = True
+            continue
+        if "image" in item:
             layout.append(item | {"image": renumbered[item["image"]]})
+        elif is_gap and layout and _goes_on(layout[-1], item):
+            # As `record.text` has it; left apart, their words would touch.
+            layout[-1] = item | {"text": f"{layout[-1]['text']}\n{item['text']}"}
+        else:
+            layout.append(item)
+        is_gap = False
     record.metadata[LAYOUT] = layout
     record.media = [record.media[number] for number in numbers]
     for number, media in enumerate(record.media):
         media.id = str(number)
+
+
+def _goes_on(before: dict[str, Any], item: dict[str, Any]) -> bool:
+    """Whether `item` is text said by the same one, scored alike."""
+    return "text" in before and all(before.get(n) == item.get(n) for n in ("scored", "turn"))
 
 
 def _header(

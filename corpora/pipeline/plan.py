@@ -34,7 +34,7 @@ from corpora.pipeline.write import ReadStaged, WriteShards
 from mllm.errors import UserError
 from mllm.files import fingerprint, write_json
 
-IMPORT_VERSION = 1  # counts up when equal input gives other shards
+IMPORT_VERSION = 2  # counts up when equal input gives other shards
 MEGABYTE = 1 << 20
 REPORT = "import-report.json"
 

@@ -156,7 +156,7 @@ class Obelics(_Interleaved):
 
 class SegmentsJson(_Interleaved):
     name = "segments"
-    summary = 'JSON lines or list with segments: [{"text": ...}, {"image": name or base64}, ...]'
+    summary = 'JSON lines or list with segments: [{"text": ...}, {"image": name or data:...}, ...]'
     suffixes = (".jsonl", ".ndjson", ".json")
     keys = ("segments",)
     weight = 16
@@ -166,16 +166,21 @@ class SegmentsJson(_Interleaved):
         if not isinstance(items, list):
             raise BadRecord("segments is no list")
         segments: list[Segment] = []
+        is_gap = False  # whether a picture was left out here
         for item in items:
             match item:
                 case {"text": str(text)}:
                     is_scored = item.get("scored", True) is True
+                    touches = is_gap and segments and isinstance(segments[-1], TextSegment)
+                    text = f"\n{text}" if touches and text else text
                     segments += [TextSegment(text, is_scored)] if text else []
+                    is_gap = False
                 case {"image": str(value)}:
                     try:
                         segments.append(self._picture(value, part))
                     except BadRecord as bad:
                         log.leave_out(bad.reason, where, bad.excerpt)
+                        is_gap = True
                 case _:
                     raise BadRecord("a segment is neither text nor image", repr(item)[:200])
         return segments

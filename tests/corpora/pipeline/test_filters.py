@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from corpora.document import Document, ImageSegment, TextSegment, Turn
 from corpora.pipeline.filters import FilterOptions, filter_steps
 from corpora.pipeline.images import cut_after_image, remove_images
 from corpora.pipeline.judge import read_drops
-from corpora.pipeline.record import from_record
+from corpora.pipeline.record import from_record, to_record
 from corpora.pipeline.statistics import statistics_stages, statistics_steps
 from corpora.pipeline.words import WORDS
 from mllm.errors import UserError
@@ -148,7 +149,7 @@ def test_a_bad_image_alone_goes_when_asked(tmp_path, settings, good, bad, reason
     document = from_record(mixed)
     assert document.images == (good,)
     texts = [getattr(segment, "text", "image") for segment in document.segments]
-    assert texts == ["one", "two", "image", "three"]
+    assert texts == ["one\ntwo", "image", "three"]  # their words do not touch
     assert document.meta == {"source": "a page"}
     (step,) = filter_steps(options, tmp_path)
     edited = read_drops(tmp_path / step.name / "000000.json")["edited"]
@@ -244,6 +245,20 @@ def test_removed_images_leave_the_rest_in_order():
     remove_images(each, {0, 2})
     assert from_record(each).images == (pictures[1], pictures[3])
     assert [media.id for media in each.media] == ["0", "1"]
+
+
+def test_the_texts_around_a_removed_image_are_two_lines_of_one_speaker():
+    def text(words: str, scored: bool = False) -> TextSegment:
+        return TextSegment(words, scored)
+
+    first, second = (ImageSegment(square(70, seed=n)) for n in range(2))
+    asked, answered = (text("one"), first, text("two")), (text("three", True), second)
+    turns = (Turn("user", 3), Turn("assistant", 2), Turn("user", 1))
+    each = to_record(Document("a", (*asked, *answered, text("four")), {}, turns))
+    remove_images(each, {0, 1})
+    left = from_record(each)
+    assert left.segments == (text("one\ntwo"), text("three", True), text("four"))
+    assert [turn.num_segments for turn in left.turns] == [1, 1, 1]
 
 
 def language_model(path: str, words: dict[str, set[str]]) -> None:

@@ -101,9 +101,10 @@ def test_own_json(tmp_path):
         {"segments": segments, "source": "mine"},
         {"segments": [{"sound": "x"}]},
         {"segments": [{"text": "only text"}]},
+        {"segments": [{"text": "a"}, {"image": "gone"}, {"text": "b"}, {"image": "r.png"}]},
     )
     documents, log = read("interleaved", tmp_path)
-    assert [content(d) for d in documents] == [["Q:", RED, "A", GREEN]]
+    assert [content(d) for d in documents] == [["Q:", RED, "A", GREEN], ["a", "\nb", RED]]
     assert documents[0].segments[0] == TextSegment("Q:", is_scored=False)
     assert documents[0].meta == {"source": "mine"}
     assert log.dropped == {"a segment is neither text nor image": 1, "no picture left": 1}
