@@ -200,11 +200,13 @@ def test_the_size_of_a_step_is_estimated_from_above(stream):
 
 def script(config_path, body):
     return f"""
-import os, sys, time
+import multiprocessing, os, sys, time
 from mllm.config import load_config
 from mllm.stream.loader import Loader
 from mllm.stream.stream import TokenStream
 if __name__ == "__main__":
+    # Semaphores are named by this in all its children, so a test can tell them from others'.
+    multiprocessing.current_process()._config["semprefix"] = f"/mp-loop{{os.getpid()}}-"
     stream = TokenStream.from_config(load_config({str(config_path)!r}))
     with Loader(stream, rank=0, world_size=1, micro_batch_size=2, num_workers=2) as loader:
         for step, _ in loader:
@@ -228,10 +230,11 @@ def start(tmp_path, config, body="time.sleep(0.05)"):
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, process.communicate()[1]
+    assert any(name.startswith(f"sem.mp-loop{process.pid}-") for name in os.listdir("/dev/shm"))
     return process, [int(pid) for pid in line.split()]
 
 
-def assert_nothing_left(process, shared_before):
+def assert_nothing_left(process, worker_pids):
     end = time.monotonic() + 15
     while time.monotonic() < end:
         try:
@@ -242,23 +245,17 @@ def assert_nothing_left(process, shared_before):
     else:
         os.killpg(process.pid, signal.SIGKILL)
         raise AssertionError("a process of the group is left")
-    left = {
-        name
-        for name in set(os.listdir("/dev/shm")) - shared_before
-        if name.startswith(("torch_", "sem.mp", "psm_"))
-        and (Path("/dev/shm") / name).stat().st_uid == os.getuid()
-    }
-    assert not left
+    own = [f"sem.mp-loop{process.pid}-", *(f"torch_{pid}_" for pid in (process.pid, *worker_pids))]
+    assert not [name for name in os.listdir("/dev/shm") if name.startswith(tuple(own))]
 
 
 @pytest.mark.slow
 def test_ctrl_c_to_the_whole_group_reaches_the_loop_alone_and_leaves_nothing(config, tmp_path):
-    shared = set(os.listdir("/dev/shm"))
-    process, _ = start(tmp_path, config)
+    process, pids = start(tmp_path, config)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert errors.count("KeyboardInterrupt") == 1, errors
-    assert_nothing_left(process, shared)
+    assert_nothing_left(process, pids)
 
 
 @pytest.mark.slow
@@ -272,22 +269,20 @@ def test_workers_survive_signals_that_the_trainer_catches(config, tmp_path):
             if step == 40:
                 print("reached", flush=True); break
 """
-    shared = set(os.listdir("/dev/shm"))
-    process, _ = start(tmp_path, config, body)
+    process, pids = start(tmp_path, config, body)
     out, errors = process.communicate(timeout=60)
     assert out == "reached\n", errors
     assert process.returncode == 0
-    assert_nothing_left(process, shared)
+    assert_nothing_left(process, pids)
 
 
 @pytest.mark.slow
 def test_workers_end_when_the_trainer_is_killed(config, tmp_path):
-    shared = set(os.listdir("/dev/shm"))
     process, pids = start(tmp_path, config, "time.sleep(60)")
     os.kill(process.pid, signal.SIGKILL)
     process.wait(timeout=10)
     assert len(pids) == 2
-    assert_nothing_left(process, shared)
+    assert_nothing_left(process, pids)
 
 
 @pytest.mark.slow
