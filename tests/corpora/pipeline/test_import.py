@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -292,6 +293,19 @@ def test_a_name_that_is_not_utf8_goes_through_all(tmp_path, capsys):
     assert shown in Path(out, "import-report.html").read_text()
     assert run(*arguments, "--json") == 0
     assert json.loads(capsys.readouterr().out)["sources"] == [os.fsdecode(folder)]
+
+
+def test_a_file_system_that_takes_no_more_is_one_line_and_the_rest_goes_on(tmp_path):
+    big_input(tmp_path / "in")
+    arguments = ("text", tmp_path / "in", "--out", tmp_path / "out", "--unit-megabytes", 1)
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    stopped = command(*arguments, "--workers", 1, preexec_fn=small_files)
+    assert (stopped.returncode, stopped.stderr.count("\n")) == (2, 1), stopped.stderr
+    assert run(*arguments, "--workers", 1) == 0
+    assert len(Corpus(tmp_path / "out")) == 1800
 
 
 DIES = """
