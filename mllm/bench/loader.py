@@ -35,8 +35,8 @@ from tokenizer.specials import BOS_ID, EOS_ID, PAD_ID
 from tokenizer.tokenizer import Tokenizer
 from tokenizer.train import train_tokenizer
 
-NUM_PAIRS = 3000
-SHARDS = 6
+NUM_PAIRS = 4000  # more than PixelCache keeps any of: every picture is decoded each time
+SHARDS = 8
 SIZE = 224
 WORKERS = 2
 ROUNDS = 3
