@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 
@@ -188,7 +189,7 @@ def smooth(height, width, seed=0):
 def both_decoders(data, monkeypatch):
     """What `open_picture` gives with simplejpeg and without: pixels, or the error's text."""
     found = []
-    for module in (pytest.importorskip("simplejpeg"), None):
+    for module in (simplejpeg, None):
         monkeypatch.setattr("mllm.images.simplejpeg", module)
         try:
             found.append(open_picture(data).tobytes())
@@ -199,7 +200,6 @@ def both_decoders(data, monkeypatch):
 
 def test_simplejpeg_gives_pils_pixels_to_the_bit(monkeypatch):
     """Else `make demo` with and without the extra `fast` would be two runs."""
-    pytest.importorskip("simplejpeg")
     num_compared = num_fast = 0
     fast = mllm.images._plain_jpeg
 

@@ -43,25 +43,6 @@ ROUNDS = 3
 EPOCHS = 2
 BATCH = 64  # pairs
 SEQ_LEN = 512
-WORDS = [
-    "a",
-    "small",
-    "red",
-    "house",
-    "by",
-    "the",
-    "river",
-    "under",
-    "tall",
-    "green",
-    "trees",
-    "with",
-    "two",
-    "white",
-    "birds",
-    "and",
-    "snow",
-]
 
 
 def run() -> dict[str, Any]:
@@ -207,7 +188,7 @@ def _write_pairs(corpus_dir: Path) -> None:
             field += draws.normal(0, 6, (SIZE, SIZE, 1))
             file = io.BytesIO()
             Image.fromarray(np.clip(field, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
-            caption = " ".join(draws.choice(WORDS, 12))
+            caption = " ".join(draws.choice(machine.WORDS, 12))
             segments = (ImageSegment(file.getvalue()), TextSegment(caption))
             writer.write(Document(f"{number:06d}", segments))
 

@@ -8,6 +8,10 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
+# For the texts of corpora made on the spot.
+SENTENCE = "a small red house by the river under tall green trees with two white birds and snow"
+WORDS = SENTENCE.split()
+
 
 def describe(*packages: str) -> dict[str, Any]:
     """Cores, Python and the versions of `packages`: stands in every result file."""

@@ -26,25 +26,6 @@ DEMO_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo_cpu.yam
 NUM_STEPS = 12
 LEFT_OUT = 2  # steps
 WORKERS = (0, 1, 2)
-WORDS = [
-    "a",
-    "small",
-    "red",
-    "house",
-    "by",
-    "the",
-    "river",
-    "under",
-    "tall",
-    "green",
-    "trees",
-    "with",
-    "two",
-    "white",
-    "birds",
-    "and",
-    "snow",
-]
 
 
 def run() -> dict[str, Any]:
@@ -99,10 +80,10 @@ def _corpus(root: Path) -> list[str]:
             coarse = draws.integers(0, 256, (5, 5, 3)).astype(np.uint8)
             file = io.BytesIO()
             Image.fromarray(coarse).resize((128, 128)).save(file, "JPEG", quality=90)
-            words = " ".join(draws.choice(WORDS, 12))
+            words = " ".join(draws.choice(machine.WORDS, 12))
             segments = (ImageSegment(file.getvalue()), TextSegment(words))
             pairs.write(Document(f"p{number}", segments))
-            words = " ".join(draws.choice(WORDS, int(draws.integers(20, 300))))
+            words = " ".join(draws.choice(machine.WORDS, int(draws.integers(20, 300))))
             texts.write(Document(f"t{number}", (TextSegment(words),)))
     train_tokenizer([root / "pairs", root / "text"], root / "tokenizer", 300, 200_000)
     mixture = [
