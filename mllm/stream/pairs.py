@@ -24,10 +24,10 @@ from mllm.stream.pixels import PixelCache
 from mllm.stream.source import read
 from mllm.stream.state import (
     Quarantine,
+    Resumable,
     SegmentRecord,
     SourceRecord,
     StreamState,
-    continued,
     parse_windows,
 )
 from mllm.stream.takedown import read_takedowns
@@ -61,7 +61,7 @@ class PairBatch:
         return replace(self, **tensors)
 
 
-class PairStream:
+class PairStream(Resumable):
     """Pairs of a mixture of corpora, shuffled anew each epoch. Weights are shares of rows.
 
     `contrastive.group_size` samples that stand side by side in a corpus stay so in the stream: a
@@ -137,21 +137,6 @@ class PairStream:
             for source, corpus, n in zip(mixture, self._corpora, counts, strict=True)
         )
         return SegmentRecord(0, config.seed, "rows", tuple(records))
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex over all that decides the pairs."""
-        return self.state.fingerprint
-
-    def resume(self, before: StreamState, step: int, where: str) -> list[str]:
-        """Goes on at training step `step` of a run whose state `where` holds.
-
-        Returns:
-            A line for each thing that changes here. UserError when the rest would be another run.
-        """
-        state, notes = continued(before, self.state, step, where)
-        self._settle(state)
-        return notes
 
     def unmatched_takedowns(self) -> list[str]:
         """Entries of the takedown lists of which no source has a sample."""

@@ -204,3 +204,27 @@ def _check_names(segments: Sequence[SegmentRecord], asked: SegmentRecord, where:
                     f"({a}, now {b}); take the change back, or give the source another name to "
                     "begin it anew"
                 )
+
+
+class Resumable:
+    """A stream whose batches follow from its state; subclasses order themselves in `_settle`."""
+
+    state: StreamState
+
+    def _settle(self, state: StreamState) -> None:
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex over all that decides the batches."""
+        return self.state.fingerprint
+
+    def resume(self, before: StreamState, step: int, where: str) -> list[str]:
+        """Goes on at training step `step` of a run whose state `where` holds.
+
+        Returns:
+            A line for each thing that changes here. UserError when the rest would be another run.
+        """
+        state, notes = continued(before, self.state, step, where)
+        self._settle(state)
+        return notes

@@ -20,10 +20,10 @@ from mllm.stream.plan import PACKING_VERSION
 from mllm.stream.source import PlannedSource, Source
 from mllm.stream.state import (
     Quarantine,
+    Resumable,
     SegmentRecord,
     SourceRecord,
     StreamState,
-    continued,
     parse_windows,
 )
 from mllm.stream.takedown import Takedowns, read_takedowns
@@ -38,7 +38,7 @@ class PackedStep:
     num_images: np.ndarray  # int64 (G,)
 
 
-class TokenStream:
+class TokenStream(Resumable):
     """Packed rows of a mixture, as a pure function of (state, step).
 
     Args:
@@ -163,23 +163,6 @@ class TokenStream:
             for source, count in zip(self.sources, integer_shares(shares), strict=True)
         )
         return SegmentRecord(0, seed, unit, tuple(records))
-
-    # ---------------------------------------------------------------- identity
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex over all that decides the rows."""
-        return self.state.fingerprint
-
-    def resume(self, before: StreamState, step: int, where: str) -> list[str]:
-        """Goes on at training step `step` of a run whose state `where` holds.
-
-        Returns:
-            A line for each thing that changes here. UserError when the rest would be another run.
-        """
-        state, notes = continued(before, self.state, step, where)
-        self._settle(state)
-        return notes
 
     def unmatched_takedowns(self) -> list[str]:
         """Entries of the takedown lists of which no source has a sample."""
