@@ -11,12 +11,19 @@ import torch.nn.functional as F
 
 from mllm.model.blockwise import Blocks
 
+SHORTEST = 16  # documents up to here share one rectangle
 
-class Bucket(NamedTuple):
-    """Documents of similar length, right-padded to one rectangle."""
 
-    gather: torch.Tensor  # int64 (n, L): flat position of each entry; padding repeats the last one
-    num_documents: int
+class Rectangles(NamedTuple):
+    """The documents of a packed batch by length, right-padded to rectangles.
+
+    Under a causal mask nothing real looks at right padding, so no rectangle needs a mask.
+    """
+
+    shapes: list[tuple[int, int]]  # documents and positions of each rectangle
+    gather: torch.Tensor  # int64 (M,): flat position of each entry; padding repeats the last one
+    is_padding: torch.Tensor  # bool (M, 1)
+    order: torch.Tensor  # int64 (B * T,): where each flat position stands in the rectangles
 
 
 class Documents:
@@ -42,21 +49,19 @@ class Documents:
         self.max_length = max(self.lengths)
 
     @cached_property
-    def buckets(self) -> tuple[list[Bucket], torch.Tensor]:
-        """The documents in rectangles of doubling length, so that attention costs the square of a
+    def rectangles(self) -> Rectangles:
+        """The documents in rectangles of similar length, so that attention costs the square of a
         document's length, not of the row's, and no (T, T) mask is built in any layer.
-
-        Returns:
-            The rectangles; and int64 (B * T,), where each flat position stands in all of them.
         """
         bounds = self.cu_seqlens.long()
         starts, lengths = bounds[:-1], bounds.diff()
         order = torch.empty(int(bounds[-1]), dtype=torch.int64, device=bounds.device)
-        buckets: list[Bucket] = []
-        filled, shorter_than, longest = 0, 0, 16
+        shapes, gathers, paddings = [], [], []
+        filled, shorter_than, longest = 0, 0, SHORTEST
         while shorter_than < self.max_length:
             chosen = (lengths > shorter_than) & (lengths <= longest)
-            shorter_than, longest = longest, longest * 2
+            # Up to 64 positions cost the same each; beyond, they cost the length they are padded to
+            shorter_than, longest = longest, longest * 2 if longest < 64 else longest * 5 // 4
             if not chosen.any():
                 continue
             first, length = starts[chosen], lengths[chosen]
@@ -64,9 +69,11 @@ class Documents:
             is_real = column < length[:, None]  # (n, L)
             gather = first[:, None] + torch.minimum(column, length[:, None] - 1)
             order[gather[is_real]] = filled + is_real.flatten().nonzero().flatten()
-            buckets.append(Bucket(gather, len(first)))
+            shapes.append((len(first), len(column)))
+            gathers.append(gather.flatten())
+            paddings.append(~is_real.flatten())
             filled += gather.numel()
-        return buckets, order
+        return Rectangles(shapes, torch.cat(gathers), torch.cat(paddings)[:, None], order)
 
     @cached_property
     def xformers_mask(self) -> Any:
@@ -128,6 +135,33 @@ def attention(
     raise ValueError(f"attention backend {backend!r}; one of sdpa, flash_attn, xformers")
 
 
+class _IntoRectangles(torch.autograd.Function):
+    """(B * T, H * K) to (M, H * K). Padding has no gradient, so backward is a gather as well."""
+
+    @staticmethod
+    def forward(ctx, flat, rectangles):  # type: ignore[no-untyped-def]
+        ctx.rectangles = rectangles
+        return flat.index_select(0, rectangles.gather)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return grad.index_select(0, ctx.rectangles.order), None
+
+
+class _OutOfRectangles(torch.autograd.Function):
+    """(M, H * K) to (B * T, H * K)."""
+
+    @staticmethod
+    def forward(ctx, entries, rectangles):  # type: ignore[no-untyped-def]
+        ctx.rectangles = rectangles
+        return entries.index_select(0, rectangles.order)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        entries = grad.index_select(0, ctx.rectangles.gather)
+        return entries.masked_fill_(ctx.rectangles.is_padding, 0.0), None
+
+
 @torch.compiler.disable  # its shapes change with every batch
 def _packed_sdpa(
     query: torch.Tensor,
@@ -136,21 +170,18 @@ def _packed_sdpa(
     documents: Documents,
     dropout: float,
 ) -> torch.Tensor:
-    flat = [x.flatten(0, 1).flatten(1) for x in (query, key, value)]  # (B*T, H*K)
-    heads = query.shape[2:]
+    heads, rectangles = query.shape[2:], documents.rectangles
+    sizes = [num * length for num, length in rectangles.shapes]
+    parts = [
+        _IntoRectangles.apply(x.flatten(0, 1).flatten(1), rectangles).split(sizes)
+        for x in (query, key, value)
+    ]
     outputs = []
-    buckets, order = documents.buckets
-    for gather, num_documents in buckets:
-        q, k, v = (
-            x.index_select(0, gather.flatten())
-            .view(num_documents, -1, *heads)
-            .transpose(1, 2)  # (n, H, L, K)
-            for x in flat
-        )
-        # Right padding needs no mask: under a causal mask nothing real looks at it.
+    for (num, length), *qkv in zip(rectangles.shapes, *parts, strict=True):
+        q, k, v = (x.view(num, length, *heads).transpose(1, 2) for x in qkv)  # (n, H, L, K)
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        outputs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))  # (n*L, H*K)
-    return torch.cat(outputs).index_select(0, order).view_as(query)
+        outputs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))  # (n * L, H * K)
+    return _OutOfRectangles.apply(torch.cat(outputs), rectangles).view_as(query)
 
 
 def _packed_flash_attn(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 CHUNK_LOGITS = 2**25  # logits that exist at one time: 128 MiB in fp32, whatever V and N are
+CPU_CHUNK_ROWS = 512  # a small vocabulary's chunk then stays in the processor's cache
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -24,6 +25,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # fp32: many chunks add up here, and bf16 would lose the small ones.
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         size = max(1, CHUNK_LOGITS // len(weight))
+        if hidden.device.type == "cpu":
+            size = min(size, CPU_CHUNK_ROWS)
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             targets = target_ids[part, None]  # (chunk, 1)
