@@ -1,9 +1,12 @@
 """Ranking: cached = uncached, alone = in a batch, and where prompts end and candidates begin."""
 
+from itertools import chain
+
 import pytest
 import torch
 
 from corpora.document import ImageSegment, TextSegment
+from mllm import ranking
 from mllm.errors import UserError
 from mllm.ranking import END_OF_DOCUMENT, rank_candidates
 from tests.hf.tiny import make_tiny, png
@@ -82,6 +85,26 @@ def test_cached_scores_equal_uncached_ones_at_every_batch_size(tiny, batch_size)
             ll, num_tokens = uncached(tiny, prompt, score.text)
             assert score.num_tokens == num_tokens
             assert score.ll == pytest.approx(ll, abs=1e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize("max_nodes", [1, 6, 20])
+def test_scores_do_not_depend_on_how_candidates_are_cut_into_passes(tiny, max_nodes, monkeypatch):
+    whole = rank_candidates(tiny.model, tiny.processor, PROMPTS, CANDIDATES)
+    monkeypatch.setattr(ranking, "MAX_NODES", max_nodes)
+    cut = rank_candidates(tiny.model, tiny.processor, PROMPTS, CANDIDATES)
+    for one, other in zip(chain(*whole), chain(*cut), strict=True):
+        assert one.ll == pytest.approx(other.ll, abs=1e-5)
+
+
+def test_beginnings_that_candidates_share_stand_once_in_the_tree():
+    tree = ranking._Tree()
+    assert tree.add([5, 6, 7]) == [0, 1]
+    assert tree.add([5, 6, 8, 9]) == [0, 1, 2]
+    assert tree.add([4, 6, 1]) == [3, 4]
+    assert tree.add([5]) == []
+    assert tree.token_ids == [5, 6, 8, 4, 6]
+    assert tree.depths == [0, 1, 2, 0, 1]
+    assert tree.paths == [[0], [0, 1], [0, 1, 2], [3], [3, 4]]
 
 
 def test_pictures_change_scores(tiny):

@@ -20,6 +20,7 @@ from mllm.model.loss import LanguageHead
 from mllm.model.xpos import XPos
 
 MIN_ROOM = 64  # positions by which a full buffer grows at least
+FEW_ROWS = 16
 
 
 class GrowingLayer(DynamicLayer):
@@ -135,6 +136,9 @@ class DecoderStep:
         )
         self.table: tuple[torch.Tensor, ...] = ()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DecoderStep":
+        return self  # copies of a cache, the way to reuse a prefix, share the model's weights
+
     def __call__(
         self,
         embeddings: torch.Tensor,
@@ -163,27 +167,25 @@ class DecoderStep:
             hidden = hidden + factors[0]
         for index, layer in enumerate(self.layers):
             normed = torch.layer_norm(hidden, dim, *layer.attention_norm, eps)
-            query = F.linear(normed, *layer.query)
-            key = F.linear(normed, *layer.key)
+            query = _linear(normed, *layer.query)
+            key = _linear(normed, *layer.key)
             if is_xpos:
                 both = torch.stack((query, key), 1).view(num_rows, 2, -1, config.head_dim)
                 turned = both.index_select(-1, self.partner)
                 both = both * factors[0] + turned * factors[1]  # (B, 2, H, K)
                 query, key = both.unbind(1)
-            value = F.linear(normed, *layer.value).view(heads)
+            value = _linear(normed, *layer.value).view(heads)
             cached: Any = cache.layers[index]
             keys, values = cached.update(key.view(heads), value)
             out = F.scaled_dot_product_attention(query.view(heads), keys, values, attn_mask=mask)
             out = torch.layer_norm(out.view(num_rows, -1), dim, *layer.inner_norm, eps)
-            hidden = hidden + F.linear(out, *layer.out)
-            inner = F.gelu(
-                F.linear(torch.layer_norm(hidden, dim, *layer.ffn_norm, eps), *layer.fc1)
-            )
+            hidden = hidden + _linear(out, *layer.out)
+            normed = torch.layer_norm(hidden, dim, *layer.ffn_norm, eps)
+            inner = F.gelu(_linear(normed, *layer.fc1))
             inner = torch.layer_norm(inner, ffn_dim, *layer.inner_ffn_norm, eps)
-            hidden = hidden + F.linear(inner, *layer.fc2)
+            hidden = hidden + _linear(inner, *layer.fc2)
         hidden = torch.layer_norm(hidden, dim, *self.final_norm, eps)
-        # With the long side first: 0.6 ms, not 0.9, for 8 rows and a vocabulary of 8,192 on a CPU.
-        return (self.head_weight @ hidden.T).T.contiguous()[:, None]
+        return _linear(hidden, self.head_weight)[:, None]
 
     def _tables(self, positions: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What positions add or multiply, a row a position; made once and longer when needed."""
@@ -206,6 +208,23 @@ class DecoderStep:
             torch.stack((query_sin[0], key_sin[0]), 1) * sign,
         )
         return self.table
+
+
+def _linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`F.linear` of (B, in) rows; on a CPU the weight stands first where that is faster.
+
+    MKL takes 3.4 ms for 2 rows of 256 times a vocabulary of 8,192, and 0.8 ms with the weight
+    first; a lone row of few inputs takes 1.5 ms, as one of a pair 0.8.
+    """
+    num_rows, num_inputs = x.shape
+    if x.device.type != "cpu" or num_rows > FEW_ROWS or weight.numel() < 2**17:
+        return F.linear(x, weight, bias)
+    if num_rows == 1 and num_inputs < 512:
+        x = torch.cat((x, x))
+    out = (weight @ x.T).T[:num_rows]
+    return out.contiguous() if bias is None else (out + bias).contiguous()
 
 
 def _tensors(module: Any) -> tuple[Any, Any]:

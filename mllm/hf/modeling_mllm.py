@@ -76,6 +76,13 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return sdpa_kernel(SDPBackend.MATH)
         return nullcontext()
 
+    def decode(
+        self, inputs_embeds: torch.Tensor, positions: torch.Tensor, **settings: Any
+    ) -> torch.Tensor:
+        """Hidden states (B, T, D); see `Decoder.forward`. With any mask: for scoring trees."""
+        with self._kernels():
+            return self.model.decoder(inputs_embeds, positions, **settings)
+
     def get_image_features(
         self, pixel_values: torch.Tensor, **settings: Any
     ) -> BaseModelOutputWithPooling:
@@ -147,14 +154,13 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
             if mask is not None and mask.is_floating_point():  # `eager`: what is added to scores
                 mask = mask == 0
-            with self._kernels():
-                hidden = self.model.decoder(
-                    inputs_embeds,
-                    found if position_ids is None else position_ids,
-                    mask=mask,
-                    cache=past_key_values,
-                    key_positions=key_positions,
-                )  # (B, T, D)
+            hidden = self.decode(
+                inputs_embeds,
+                found if position_ids is None else position_ids,
+                mask=mask,
+                cache=past_key_values,
+                key_positions=key_positions,
+            )  # (B, T, D)
             kept = (
                 slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             )
