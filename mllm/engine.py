@@ -4,6 +4,7 @@ DeepSpeed's own checkpoint files are pickles. They are read back only from a run
 manifest verifies, and are to be trusted like code.
 """
 
+import importlib.util
 import json
 import logging
 import math
@@ -37,6 +38,30 @@ def resolve_precision(precision: Precision) -> Precision:
         is_native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16" if is_native else "fp32"
     return precision
+
+
+def check_attention_backend(config: Config, precision: Precision) -> None:
+    """What `train.attention_backend` needs, told before anything is built.
+
+    Args:
+        config: of the run.
+        precision: resolved, so never `auto`.
+
+    Raises:
+        UserError: its library or a GPU is missing, or its kernels lack the precision.
+    """
+    backend = config.train.attention_backend
+    if config.stage == "vision" or backend == "sdpa":
+        return  # only packed rows have a backend
+    if importlib.util.find_spec(backend) is None:
+        problem = "is not installed; pip install 'mllm[gpu]'"
+    elif not torch.cuda.is_available():
+        problem = "needs a CUDA GPU and there is none"
+    elif backend == "flash_attn" and precision == "fp32":
+        problem = "has no fp32 kernels; use train.precision bf16 or fp16"
+    else:
+        return
+    raise UserError(f"train.attention_backend {backend} {problem}, or use sdpa")
 
 
 def zero_settings(config: Config) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from types import FrameType
 from mllm import dist
 from mllm.command import Parser
 from mllm.config import load_config
+from mllm.engine import check_attention_backend, resolve_precision
 from mllm.errors import UserError
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
@@ -33,7 +34,9 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     if args.num_ranks < 1:
         raise UserError(f"--num-ranks {args.num_ranks}: use 1 or more")
-    load_config(args.config, args.overrides)  # a typo is told before any process starts
+    # A typo, or what this machine cannot run, is told before any process starts.
+    config = load_config(args.config, args.overrides)
+    check_attention_backend(config, resolve_precision(config.train.precision))
     return run_ranks([args.config, *args.overrides], args.num_ranks)
 
 

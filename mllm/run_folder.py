@@ -19,6 +19,7 @@ from mllm.config import (
     changed_keys,
     parse_config,
 )
+from mllm.engine import check_attention_backend
 from mllm.errors import UserError
 from mllm.files import write_aside
 from mllm.stream.state import StreamState
@@ -30,7 +31,7 @@ def continue_folder(run_dir: Path, config: Config, precision: Precision) -> Conf
     A run keeps the precision it began with, so `auto` means the same on another machine.
 
     Raises:
-        UserError: a key changed that would make the rest another run.
+        UserError: a key changed that would make the rest another run; this machine cannot run it.
     """
     path = run_dir / "config.yaml"
     before = None
@@ -38,6 +39,7 @@ def continue_folder(run_dir: Path, config: Config, precision: Precision) -> Conf
         before = parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
         if config.train.precision == "auto":
             precision = before.train.precision
+    check_attention_backend(config, precision)
     train = dataclasses.replace(config.train, precision=precision)
     config = dataclasses.replace(config, train=train)
     has_begun = any((run_dir / "checkpoints").glob("step-*"))

@@ -23,6 +23,8 @@ def mllm(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["frobnicate"], "no verb 'frobnicate'"),
         (["train", "absent.yaml"], "absent.yaml"),
         (["train", "typo.yaml"], "did you mean train.num_steps?"),
+        (["train", "good.yaml", "train.attention_backend=flash_attn"], "flash_attn is not inst"),
+        (["train", "good.yaml", "train.attention_backend=xformers"], "needs a CUDA GPU"),
         (["export", "absent", "--out", "out"], "absent"),
         (["eval", "demo", "--model", "absent", "--out", "out"], "absent"),
         (["chat", "--model", "absent"], "absent"),
@@ -36,12 +38,13 @@ def mllm(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_a_users_mistake_is_one_line_and_exit_code_2(
     tmp_path: Path, arguments: list[str], named: str
 ) -> None:
+    (tmp_path / "good.yaml").write_text("run_dir: r\ntokenizer: t\ntrain: {precision: bf16}\n")
     (tmp_path / "typo.yaml").write_text("run_dir: r\ntokenizer: t\ntrain: {num_step: 3}\n")
     done = mllm(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert named in done.stderr and "Traceback" not in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["typo.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["good.yaml", "typo.yaml"]
 
 
 def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(

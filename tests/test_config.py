@@ -1,12 +1,14 @@
 """Configs: typos, types, contradictions, overrides, and what a run folder may continue with."""
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from mllm.config import SourceConfig, changed_keys, load_config, parse_config
+from mllm.config import Precision, SourceConfig, changed_keys, load_config, parse_config
 from mllm.engine import deepspeed_config, resolve_precision, zero_settings
 from mllm.errors import UserError
 from mllm.optim import learning_rate
@@ -110,6 +112,32 @@ def test_the_mixture_may_change_and_says_so(
     ):
         with pytest.raises(UserError, match=key.replace(".", r"\.")):
             continue_folder(run_dir, replace(config, data=changed, seed=4), "fp32")
+
+
+def test_a_backend_that_this_machine_cannot_run_writes_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank's own check: under DeepSpeed's launcher there is none before it."""
+
+    def begin(backend: str, precision: Precision, stage: str = "pretrain") -> None:
+        train = {"attention_backend": backend, "precision": precision}
+        values = {"run_dir": str(run_dir), "train": train, "stage": stage}
+        continue_folder(run_dir, parse_config(MINIMAL | values, "c"), precision)
+
+    run_dir = tmp_path / "run"
+    spec = importlib.util.find_spec
+    with pytest.raises(UserError, match=r"flash_attn is not installed; pip install 'mllm\[gpu\]'"):
+        begin("flash_attn", "bf16")
+    with pytest.raises(UserError, match="xformers needs a CUDA GPU"):
+        begin("xformers", "bf16")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec("torch"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="flash_attn has no fp32 kernels"):
+        begin("flash_attn", "fp32")
+    assert not run_dir.exists()
+    begin("flash_attn", "fp32", stage="vision")  # has no packed rows
+    for backend, precision in (("flash_attn", "bf16"), ("xformers", "fp32"), ("sdpa", "fp32")):
+        begin(backend, precision)  # type: ignore[arg-type]
 
 
 def test_changed_keys_names_the_leaves() -> None:

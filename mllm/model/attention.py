@@ -126,6 +126,18 @@ def attention(
             is_causal=is_causal and query.shape[1] > 1,
         )
         return out.transpose(1, 2)
+    return _packed(query, key, value, documents, dropout, backend)
+
+
+@torch.compiler.disable  # shapes and the longest document change with every batch
+def _packed(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    documents: Documents,
+    dropout: float,
+    backend: str,
+) -> torch.Tensor:
     if backend == "sdpa":
         return _packed_sdpa(query, key, value, documents, dropout)
     if backend == "flash_attn":
@@ -162,7 +174,6 @@ class _OutOfRectangles(torch.autograd.Function):
         return entries.masked_fill_(ctx.rectangles.is_padding, 0.0), None
 
 
-@torch.compiler.disable  # its shapes change with every batch
 def _packed_sdpa(
     query: torch.Tensor,
     key: torch.Tensor,

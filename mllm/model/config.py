@@ -40,9 +40,13 @@ class VisionConfig:
             )
 
     @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
     def num_features(self) -> int:
         """Features of one picture (P): its patches, and CLS where it is kept."""
-        return (self.image_size // self.patch_size) ** 2 + self.keep_cls
+        return self.num_patches + self.keep_cls
 
 
 @dataclass(frozen=True)

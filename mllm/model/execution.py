@@ -18,20 +18,27 @@ from torch.utils.checkpoint import (
 
 Checkpointing = Literal["none", "selective", "full"]
 
-# Products of matrices, and attention: what `selective` keeps. All else (norms, GELU, rotations,
-# copies) is computed again in the backward pass.
-KEPT = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-}
+# Products of matrices, and attention of every backend: what `selective` keeps. All else (norms,
+# GELU, rotations, copies) is computed again in the backward pass. By name: the operators of
+# flash-attn (2.7 and later) and xformers (0.0.35) exist only once those are imported.
+KEPT = frozenset(
+    {
+        "aten::mm",
+        "aten::addmm",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention",
+        "aten::_scaled_dot_product_efficient_attention",
+        "aten::_scaled_dot_product_cudnn_attention",
+        "flash_attn::_flash_attn_varlen_forward",
+        "xformers_flash::flash_fwd",
+        "xformers_flash3::flash_fwd",
+        "aten::_efficient_attention_forward",  # xformers' CUTLASS kernel
+    }
+)
 
 
 def _policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    is_kept = operation in KEPT
+    is_kept = operation.name() in KEPT
     return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -8,13 +8,27 @@ Letters: as in the model: D model_dim, V vocabulary, P patch features, L latents
 
 from collections.abc import Sequence
 
-from mllm.model.config import ModelConfig
+from mllm.model.config import ModelConfig, VisionConfig
 
 
 def _block(width: int, ffn_dim: int, lengths: Sequence[int]) -> int:
     """A Transformer block: q, k, v, out, attention and FFN over sequences of these lengths."""
     linears = 2 * sum(lengths) * (4 * width * width + 2 * width * ffn_dim)
     return linears + sum(4 * length * length * width for length in lengths)
+
+
+def _stem(vision: VisionConfig) -> int:
+    """Patches of one picture to vectors."""
+    return 2 * vision.num_patches * 3 * vision.patch_size**2 * vision.width
+
+
+def _vision_block(vision: VisionConfig) -> int:
+    return _block(vision.width, vision.mlp_dim, [vision.num_patches + 1])
+
+
+def _dense(config: ModelConfig) -> int:
+    """Patch features of one picture to model_dim."""
+    return 2 * config.vision.num_features * config.vision.width * config.model_dim
 
 
 def forward_flops(
@@ -28,17 +42,14 @@ def forward_flops(
         num_scored: positions for which logits are computed.
     """
     vision, dim, latents = config.vision, config.model_dim, config.num_latents
-    patches = (vision.image_size // vision.patch_size) ** 2
-    stem = 2 * patches * 3 * vision.patch_size**2 * vision.width
-    encoder = stem + vision.num_layers * _block(vision.width, vision.mlp_dim, [patches + 1])
+    encoder = _stem(vision) + vision.num_layers * _vision_block(vision)
     context = vision.num_features + latents
-    dense = 2 * vision.num_features * vision.width * dim
     attention = 4 * (latents + context) * dim * dim + 4 * latents * context * dim
     if config.resampler == "perceiver":
         attention = config.resampler_layers * (attention + 2 * latents * 2 * dim * 4 * dim)
     return {
         "vision": num_images * encoder,
-        "resampler": num_images * (dense + attention),
+        "resampler": num_images * (_dense(config) + attention),
         "decoder": config.num_layers * _block(dim, config.ffn_dim, document_lengths),
         "head": 2 * num_scored * dim * config.vocab_size,
     }
@@ -51,14 +62,19 @@ def step_flops(
     num_scored: int,
     train_last_blocks: int,
 ) -> dict[str, int]:
-    """Forward and backward: a trained part costs three times its forward pass, a frozen one once.
+    """Forward and backward: a trained product costs three times its forward pass, a frozen one
+    once, and twice where nothing that it takes has a gradient.
 
     What a checkpointed block computes again is not counted: it is no use to the model.
     """
     flops = forward_flops(config, document_lengths, num_images, num_scored)
-    vision = config.vision
-    share = min(max(train_last_blocks, 0), vision.num_layers) / vision.num_layers
-    return {
-        name: round(count * (1 + 2 * share)) if name == "vision" else 3 * count
-        for name, count in flops.items()
-    }
+    num_blocks = config.vision.num_layers
+    num_trained = min(max(train_last_blocks, 0), num_blocks)
+    vision_backward = 2 * num_trained * _vision_block(config.vision)
+    if num_trained == num_blocks:
+        vision_backward += _stem(config.vision)  # of its weights; pixels have no gradient
+    step = {name: 3 * count for name, count in flops.items()}
+    step["vision"] = flops["vision"] + num_images * vision_backward
+    if num_trained == 0:
+        step["resampler"] -= num_images * _dense(config)  # features have no gradient
+    return step

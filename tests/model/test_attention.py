@@ -1,20 +1,27 @@
 """Packed attention of every backend against a dense mask; GPU libraries by their signatures.
 
-flash-attn and xformers run on GPUs only. What stands in for them here has their signatures, copied
-below with the version, and a dense mask inside; where the real library is installed, its signature
-is compared with the copy.
+flash-attn and xformers compute on GPUs only. What stands in for them here has their signatures,
+copied below, and a dense mask inside. xformers' Python is installed for the tests and compared with
+the copy; flash-attn does not even install without CUDA's compiler, so what its copy was compared
+with is written beside it, and a test for GPU machines compares the installed one.
 """
 
+import ast
 import importlib
 import inspect
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from mllm.model import attention as attention_module
 from mllm.model.attention import Documents, attention
 from mllm.model.decoder import FeedForward
 from tests.model.test_decoder import packed_row, tiny
@@ -37,7 +44,13 @@ def dense(
     return torch.einsum("hts,shk->thk", scores.masked_fill(~keep, -torch.inf).softmax(-1), value)
 
 
-# --------------------- recorded: flash-attn 2 (public source, version not checked), xformers 0.0.35
+# ------------------------------------------------------------------------------------ recorded
+# flash_attn_varlen_func: equal, argument by argument, in flash_attn/flash_attn_interface.py of
+# Dao-AILab/flash-attention at 005300258a22e5fc6be621063c3d5704e82b89d9 (2.6.3), v2.7.1, v2.7.4 and
+# v2.8.3, read on 2026-11-25. memory_efficient_attention, BlockDiagonalCausalMask: xformers 0.0.35.
+ARRIVED: list[float] = []  # the dropout of each call
+
+
 def flash_attn_varlen_func(  # type: ignore[no-untyped-def]
     q,
     k,
@@ -61,6 +74,7 @@ def flash_attn_varlen_func(  # type: ignore[no-untyped-def]
     assert isinstance(max_seqlen_q, int) and isinstance(max_seqlen_k, int)
     assert max_seqlen_q == int(cu_seqlens_q.diff().max()) and q.stride(-1) == 1
     assert causal and softmax_scale is None and cu_seqlens_q[-1] == len(q)
+    ARRIVED.append(dropout_p)
     return dense(q, k, v, cu_seqlens_q.tolist())
 
 
@@ -69,6 +83,7 @@ def memory_efficient_attention(  # type: ignore[no-untyped-def]
 ):
     """As documented: (1, total, heads, head_dim) under a block-diagonal mask."""
     assert query.shape[0] == 1 and scale is None
+    ARRIVED.append(p)
     return dense(query[0], key[0], value[0], attn_bias)[None]
 
 
@@ -116,25 +131,85 @@ def test_backends_agree_with_a_dense_mask_forward_and_backward(backend: str) -> 
         assert (a - b).abs().max() < 1e-5
 
 
-def parameters(function: Callable) -> list[tuple[str, object]]:
-    return [
-        (p.name, None if p.default is inspect.Parameter.empty else p.default)
-        for p in inspect.signature(function).parameters.values()
-    ]
+@pytest.mark.parametrize("backend", ["flash_attn", "xformers"])
+@pytest.mark.usefixtures("recorded")
+def test_dropout_arrives_at_the_kernel(backend: str) -> None:
+    ARRIVED.clear()
+    x = torch.randn(1, 64, 2, 8)
+    for dropout in (0.25, 0.0):
+        attention(x, x, x, documents=documents_of(LENGTHS), dropout=dropout, backend=backend)
+    assert ARRIVED == [0.25, 0.0]
 
 
-@pytest.mark.parametrize("name", RECORDED)
-def test_recorded_signatures_are_those_of_the_installed_library(name: str) -> None:
-    library = name.partition(".")[0]
-    try:
-        module = importlib.import_module(name)
-    except ImportError:
-        pytest.skip(f"{library} is not installed: only its recorded signature was tested")
+def parameters(function: Callable) -> list[tuple[str, object, object]]:
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+def compare_with_installed(name: str) -> None:
+    module = importlib.import_module(name)
     for member, ours in RECORDED[name].items():
         theirs = getattr(module, member)
         if isinstance(ours, type):
             ours, theirs = ours.from_seqlens, theirs.from_seqlens  # type: ignore[attr-defined]
-        assert parameters(theirs)[: len(parameters(ours))] == parameters(ours)  # type: ignore[arg-type]
+        assert parameters(theirs) == parameters(ours)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["xformers.ops", "xformers.ops.fmha.attn_bias"])
+def test_recorded_signatures_are_those_of_xformers(name: str) -> None:
+    compare_with_installed(name)
+
+
+@pytest.mark.gpu
+def test_the_recorded_signature_is_that_of_the_installed_flash_attn() -> None:
+    compare_with_installed("flash_attn")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [LENGTHS],  # and 9 positions of padding
+        [LENGTHS, [64], [10, 50]],
+        [[64]],
+        [[64], [64]],
+        [[], [3]],  # a row that is all padding
+        [[1] * 64],
+    ],
+)
+def test_xformers_own_mask_is_the_dense_one_of_the_documents(rows: list[list[int]]) -> None:
+    document_ids = torch.cat([packed_row(lengths, 64)[0] for lengths in rows])
+    places = [(row, int(i)) for row, ids in enumerate(document_ids) for i in ids]
+    total = len(places)
+    expected = torch.full((total, total), -torch.inf)
+    for query in range(total):
+        for key in range(query + 1):
+            if places[query] == places[key]:
+                expected[query, key] = 0.0
+    mask = Documents(document_ids).xformers_mask
+    assert type(mask).__module__ == "xformers.ops.fmha.attn_bias"
+    assert torch.equal(mask.materialize((total, total)), expected)
+
+
+def imports_when_loaded(tree: ast.AST) -> Iterator[str]:
+    """Modules that are imported as soon as the file is, in `if` and `try` as well."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from imports_when_loaded(node)
+
+
+def test_nothing_imports_a_gpu_library_until_it_is_used() -> None:
+    """xformers takes seconds to import and warns on a machine without CUDA."""
+    optional = {"xformers", "flash_attn", "liger_kernel"}
+    files = list(Path(attention_module.__file__).parent.parent.rglob("*.py"))
+    assert len(files) > 50
+    for path in files:
+        for name in imports_when_loaded(ast.parse(path.read_text())):
+            assert name.partition(".")[0] not in optional, path
+    planted = "try:\n    import xformers.ops\nexcept ImportError:\n    pass"
+    assert list(imports_when_loaded(ast.parse(planted))) == ["xformers.ops"]
 
 
 @pytest.mark.parametrize("backend", ["flash_attn", "xformers"])
@@ -146,6 +221,66 @@ def test_an_absent_library_is_named_with_the_mend(
     x = torch.randn(1, 64, 2, 8)
     with pytest.raises(ImportError, match=rf"{backend}: pip install 'mllm\[gpu\]'"):
         attention(x, x, x, documents=documents_of(LENGTHS), backend=backend)
+
+
+# --------------------------------------------------------------------------------- what it costs
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operator takes or gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, kwargs, out)):
+            if isinstance(leaf, torch.Tensor):
+                self.elements = max(self.elements, leaf.numel())
+        return out
+
+
+def test_a_packed_row_of_many_documents_makes_no_mask_of_the_row() -> None:
+    seq_len = 512
+    lengths = [5, 11, 8, 23, 1] * 10
+    document_ids, _ = packed_row(lengths, seq_len)
+
+    def largest(is_dense: bool) -> int:
+        inputs = [torch.randn(1, seq_len, 2, 8, requires_grad=True) for _ in range(3)]
+        with LargestTensor() as counter:
+            if is_dense:  # the planted fault
+                is_same = document_ids[:, :, None] == document_ids[:, None]
+                mask = is_same.tril()[:, None]
+                out = attention(*inputs, mask=mask)
+            else:
+                out = attention(*inputs, documents=Documents(document_ids))
+            out.sum().backward()
+        return counter.elements
+
+    # Three times what goes in covers a rectangle's padding and its scores by head.
+    assert largest(is_dense=False) <= 3 * (seq_len * 2 * 8) < seq_len * seq_len
+    assert largest(is_dense=True) >= seq_len * seq_len
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_compiled_block_is_not_compiled_again_for_other_documents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compilations() -> int:
+        torch.compiler.reset()
+        counter = CompileCounter()
+
+        @torch.compile(backend=counter)
+        def block(x: torch.Tensor, documents: Documents) -> torch.Tensor:
+            return attention(x + 1, x, x, documents=documents, backend="flash_attn") * 2
+
+        for lengths in ([20, 25], [7, 30, 1, 17], [64]):
+            block(torch.randn(1, 64, 2, 8), documents_of(lengths))
+        return counter.frame_count
+
+    assert compilations() <= 2  # before attention and after
+    packed = attention_module._packed.__wrapped__  # type: ignore[attr-defined]
+    monkeypatch.setattr(attention_module, "_packed", packed)  # the planted fault
+    assert compilations() > 2
 
 
 # ---------------------------------------------------------------------------- precision, dropout

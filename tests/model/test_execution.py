@@ -1,16 +1,22 @@
 """Checkpointed, compiled and plain steps are the same step."""
 
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
 from mllm.config import parse_config
 from mllm.engine import deepspeed_config
+from mllm.model import attention
 from mllm.model.attention import Documents
-from mllm.model.execution import Checkpointing
+from mllm.model.execution import KEPT, Checkpointing
 from mllm.model.init import build
 from mllm.model.multimodal import MultimodalModel
 from tests.model.test_decoder import packed_row, tiny
+from tests.model.test_multimodal import assert_gradients_reach_what_is_trained
 
 
 def step(
@@ -44,8 +50,7 @@ def step(
         loss, _ = model.head(hidden[0], token_ids[0].roll(-1))
         loss.backward()
         results.append(loss.detach())
-    for name, parameter in model.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, name
+    assert_gradients_reach_what_is_trained(model)
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     return results + grads, sum(kept.values())
 
@@ -64,6 +69,90 @@ def test_checkpointed_steps_are_equal_to_the_bit_and_keep_less(dropout: float) -
     assert bytes_kept[1] < 0.5 * plain_bytes and bytes_kept[0] < plain_bytes
     other, _ = step(build(tiny(dropout=0.5), seed=1), "none")
     assert not torch.equal(other[0], plain[0])  # dropout does act here
+
+
+# ---------------------------------------------------------------- attention of other libraries
+CALLS: list[str] = []
+
+
+def gpu_library(name: str) -> Callable[..., torch.Tensor]:
+    """A packed backend whose kernel is an operator of that name, as flash-attn's and xformers' are:
+    called in an autograd function, which keeps its outputs for the backward pass.
+    """
+
+    @torch.library.custom_op(name, mutates_args=())
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        CALLS.append(name)
+        return query * key.tanh() + value
+
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+            out = kernel(*inputs)
+            ctx.save_for_backward(*inputs, out)
+            return out
+
+        @staticmethod
+        def backward(ctx, grad):  # type: ignore[no-untyped-def]
+            query, key, value, out = ctx.saved_tensors
+            assert torch.equal(out, query * key.tanh() + value)
+            return grad * key.tanh(), grad * query * (1 - key.tanh() ** 2), grad
+
+    return lambda query, key, value, documents, dropout: Attention.apply(query, key, value)
+
+
+LIBRARIES = {  # operators whose library is not there; xformers registers its own on GPUs only
+    "flash_attn::_flash_attn_varlen_forward": 1,
+    "xformers_flash::flash_fwd": 1,
+    "xformers_flash3::flash_fwd": 1,
+    "mllm_tests::attention_that_nobody_knows": 2,  # the planted fault: computed twice
+}
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_selective_computes_attention_of_every_backend_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_packed_flash_attn", gpu_library(name))
+    model = build(tiny(), seed=1).train()
+    document_ids, positions = packed_row([20, 44], 64)
+    embeddings = torch.randn(1, 64, 48)
+
+    def gradients(mode: Checkpointing) -> tuple[list[torch.Tensor], float]:
+        CALLS.clear()
+        model.zero_grad()
+        model.set_execution(
+            attention_backend="flash_attn", activation_checkpointing=mode, compile=False
+        )
+        hidden = model.decoder(embeddings, positions, documents=Documents(document_ids))
+        hidden.square().sum().backward()
+        grads = [p.grad for p in model.decoder.parameters() if p.grad is not None]
+        return grads, len(CALLS) / model.config.num_layers
+
+    plain, calls = gradients("none")
+    assert calls == 1
+    kept, calls = gradients("selective")
+    assert calls == LIBRARIES[name]
+    assert all(torch.equal(a, b) for a, b in zip(plain, kept, strict=True))
+    assert gradients("full")[1] == 2
+
+
+def test_names_of_kept_operators_are_those_of_torch_and_xformers() -> None:
+    """flash-attn 2.7.1, 2.7.4 and 2.8.3 register `flash_attn::_flash_attn_varlen_forward`, by
+    their flash_attn/flash_attn_interface.py; 2.6.3 named it differently.
+    """
+    spec = importlib.util.find_spec("xformers")
+    assert spec is not None and spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0]) / "ops" / "fmha"
+    sources = {name: (folder / f"{name}.py").read_text() for name in ("flash", "flash3", "cutlass")}
+    for name in KEPT:
+        library, _, operator = name.partition("::")
+        if library == "aten":
+            assert torch._C._jit_get_schemas_for_operator(name), name
+        elif library.startswith("xformers"):
+            assert f'"{name}"' in sources[library.removeprefix("xformers_")]
+            assert f'get_operator("{library}", "{operator}")' in "".join(sources.values())
+    assert 'get_operator("aten", "_efficient_attention_forward")' in sources["cutlass"]
 
 
 @pytest.mark.slow  # a C++ compiler's minute

@@ -1,5 +1,8 @@
 """The chunked loss is plain cross-entropy, in memory that does not grow with V x N."""
 
+import inspect
+import sys
+import types
 import weakref
 
 import pytest
@@ -94,33 +97,115 @@ def test_peak_memory_does_not_grow_with_vocabulary_times_positions(
         assert plain > 4 * vocab_size * num_scored
 
 
-def recorded_liger(  # type: ignore[no-untyped-def]
-    input,
+@pytest.mark.parametrize("scale", [1 / 3, 1 / 641, 65536 / 3])
+def test_a_bf16_gradient_is_scaled_by_the_exact_factor(scale: float) -> None:
+    """Rounded to bf16 first, 1/3 alone would make the whole gradient 0.2 % too large."""
+    torch.manual_seed(0)
+    embedding = torch.nn.Embedding(VOCAB, 64, dtype=torch.bfloat16)
+    values, targets = torch.randn(400, 64).bfloat16(), torch.randint(0, VOCAB, (400,))
+
+    def gradients(factor: float) -> list[torch.Tensor]:
+        hidden = values.clone().requires_grad_()
+        embedding.weight.grad = None
+        loss_sum, _ = LanguageHead(embedding)(hidden, targets)
+        (loss_sum * factor).backward()
+        assert hidden.grad is not None and embedding.weight.grad is not None
+        return [hidden.grad.double(), embedding.weight.grad.double()]
+
+    rounded = float(torch.tensor(scale).bfloat16()) / scale
+    assert abs(rounded - 1) > 1.4e-3  # the planted fault would show
+    for whole, scaled in zip(gradients(1.0), gradients(scale), strict=True):
+        # Entries are rounded on their own, both ways; together they keep the factor.
+        ratio = (whole * scaled).sum() / (whole * whole).sum() / scale
+        assert abs(ratio - 1) < 4e-4
+
+
+# ------------------------------------------------------------------------------------------ Liger
+def fused_linear_cross_entropy_forward(  # type: ignore[no-untyped-def]
+    _input,
     weight,
     target,
-    bias=None,
     ce_weight=None,
-    ignore_index: int = -100,
-    lse_square_scale: float = 0.0,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    softcap: float | None = None,
-    return_z_loss: bool = False,
+    bias=None,
+    ignore_index=-100,
+    lse_square_scale=0.0,
+    label_smoothing=0.0,
+    reduction="mean",
+    softcap=None,
+    return_z_loss=False,
     accum_dtype=None,
+    use_token_scaling=False,
+    return_token_accuracy=False,
+    return_predicted_tokens=False,
+    ce_impl=None,
+    ce_mode=None,
+    token_grad_output=None,
+    compute_gradients=None,
+    weight_requires_grad=None,
+    chunk_mem_const: int = 1,
 ):
-    """liger_fused_linear_cross_entropy's signature in liger-kernel 0.6.2 (0.8.5 adds to its end);
-    its kernel needs a GPU and is not run here.
+    """As in liger_kernel/ops/fused_linear_cross_entropy.py of the wheel of liger-kernel 0.8.5, and
+    what it gives back, in plain torch: with reduction "none" the losses of positions, and with
+    `compute_gradients` the gradients of their sum. Its Triton kernel needs a GPU; run on a CPU by
+    Triton 3.9.0's interpreter it agreed with our own chunks to 2e-6 on 2026-11-25.
     """
-    assert reduction == "none" and bias is None and accum_dtype == torch.float32
-    return F.cross_entropy(input @ weight.T, target, reduction=reduction)
+    assert reduction == "none" and accum_dtype == torch.float32 and bias is ce_weight is None
+    assert compute_gradients is weight_requires_grad and not torch.is_grad_enabled()
+    probs = (_input @ weight.T).float().softmax(-1)
+    losses = -probs.gather(1, target[:, None])[:, 0].log()
+    grad_logits = (probs - F.one_hot(target, len(weight))).to(_input.dtype)
+    grad_weight = grad_logits.T @ _input if compute_gradients else None
+    return losses, None, None, None, grad_logits @ weight, grad_weight, None
 
 
+@pytest.fixture
+def liger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """liger_kernel installed, and a device that it runs on, so that it is found by its import."""
+    for name in ("liger_kernel", "liger_kernel.ops"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    name = "liger_kernel.ops.fused_linear_cross_entropy"
+    module = types.ModuleType(name)
+    vars(module).update(fused_linear_cross_entropy_forward=fused_linear_cross_entropy_forward)
+    monkeypatch.setitem(sys.modules, name, module)
+    find = loss.fused_kernel
+    monkeypatch.setattr(loss, "fused_kernel", lambda device: find(torch.device("cuda")))
+
+
+@pytest.mark.usefixtures("liger")
 def test_ligers_kernel_is_called_as_it_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fused_kernel(torch.device("cpu")) is None
+    assert loss.fused_kernel(torch.device("cuda")) is fused_linear_cross_entropy_forward
+    torch.manual_seed(0)
     embedding = torch.nn.Embedding(VOCAB, DIM)
-    hidden, targets = torch.randn(9, DIM, requires_grad=True), torch.randint(0, VOCAB, (9,))
-    expected = LanguageHead(embedding)(hidden, targets)
-    monkeypatch.setattr(loss, "fused_kernel", lambda device: recorded_liger)
-    total, losses = LanguageHead(embedding)(hidden, targets)
-    assert torch.allclose(total, expected[0]) and torch.allclose(losses, expected[1])
-    assert total.requires_grad and not losses.requires_grad
+    values, targets = torch.randn(9, DIM), torch.randint(0, VOCAB, (9,))
+
+    def results() -> list[torch.Tensor]:
+        hidden = values.clone().requires_grad_()
+        total, losses = LanguageHead(embedding)(hidden, targets)
+        assert total.requires_grad and not losses.requires_grad
+        (total * 0.3).backward()
+        with torch.no_grad():
+            evaluated, _ = LanguageHead(embedding)(values, targets)
+        grads = [hidden.grad, embedding.weight.grad]
+        embedding.weight.grad = None
+        return [total.detach(), evaluated, losses, *(g for g in grads if g is not None)]
+
+    fused = results()
+    monkeypatch.setattr(loss, "fused_kernel", lambda device: None)
+    for a, b in zip(fused, results(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_without_liger_or_a_gpu_the_chunks_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "liger_kernel.ops.fused_linear_cross_entropy"
+    monkeypatch.setitem(sys.modules, name, None)
+    assert fused_kernel(torch.device("cuda")) is None
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    assert fused_kernel(torch.device("cpu")) is None
+
+
+@pytest.mark.gpu
+def test_the_recorded_signature_is_that_of_the_installed_liger() -> None:
+    from liger_kernel.ops import fused_linear_cross_entropy as installed
+
+    theirs = inspect.signature(installed.fused_linear_cross_entropy_forward)
+    assert theirs == inspect.signature(fused_linear_cross_entropy_forward)
