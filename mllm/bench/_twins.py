@@ -1,16 +1,22 @@
 """Our model and `transformers`' Kosmos-2 of one geometry, and the documents that both are fed."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 
+from mllm.config import load_config
 from mllm.engine import resolve_precision
 from mllm.model.config import ModelConfig, VisionConfig
 from mllm.model.init import build
 from mllm.model.multimodal import MultimodalModel
+from mllm.stream.batch import Batch
+from mllm.stream.stream import TokenStream
 
+DEMO_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo_cpu.yaml"
 VISION = VisionConfig(
     image_size=64, patch_size=16, width=192, num_layers=3, num_heads=3, mlp_dim=768
 )
@@ -82,7 +88,8 @@ def theirs(config: ModelConfig) -> Kosmos2ForConditionalGeneration:
 @dataclass(frozen=True)
 class Document:
     token_ids: torch.Tensor  # int64 (n,)
-    has_picture: bool  # its latents stand at positions 2 ..
+    slot_mask: torch.Tensor  # bool (n,); where latents stand
+    loss_mask: torch.Tensor  # bool (n,); True where predicting the next token is scored
 
 
 def documents(num: int, config: ModelConfig) -> list[Document]:
@@ -97,5 +104,51 @@ def documents(num: int, config: ModelConfig) -> list[Document]:
         length = draws.integers(14, 41) if has_picture else int(draws.lognormal(np.log(120), 0.8))
         shape = (min(max(8, int(length)), config.seq_len),)
         token_ids = torch.randint(8, config.vocab_size, shape, generator=generator)
-        made.append(Document(token_ids, has_picture))
+        slot_mask = torch.zeros(shape, dtype=torch.bool)
+        loss_mask = torch.arange(len(token_ids)) < len(token_ids) - 1
+        if has_picture:
+            slot_mask[2 : 2 + config.num_latents] = True
+            loss_mask[: 2 + config.num_latents] = False
+        made.append(Document(token_ids, slot_mask, loss_mask))
     return made
+
+
+def demo_batches(num_steps: int) -> list[Batch] | None:
+    """The first batches of the demo's mixture as the trainer packs them, with no documents joined
+    into one context; None where the demo's corpus and tokenizer are not built.
+    """
+    config = load_config(DEMO_CONFIG, ["data.validation=[]"])
+    is_built = all(Path(source.path, "index").is_dir() for source in config.data.mixture)
+    if not is_built or not Path(config.tokenizer).is_dir():
+        return None
+    mixture = [
+        {"name": source.name, "path": source.path, "weight": source.weight}
+        for source in config.data.mixture
+    ]
+    changes = ["data.validation=[]", f"data.mixture={json.dumps(mixture)}"]
+    stream = TokenStream.from_config(load_config(DEMO_CONFIG, changes))
+    size = config.train.micro_batch_size
+    return [
+        stream.batch(step, micro_step, rank=0, world_size=1, micro_batch_size=size)
+        for step in range(num_steps)
+        for micro_step in range(stream.grad_accum_steps(1, size))
+    ]
+
+
+def documents_of(batches: list[Batch]) -> list[Document]:
+    """Every document of packed rows by itself, in a drawn order."""
+    found = []
+    for batch in batches:
+        for row in range(len(batch.token_ids)):
+            ids = batch.document_ids[row]
+            for number in range(int(ids.max()) + 1):
+                span = ids == number
+                found.append(
+                    Document(
+                        batch.token_ids[row][span],
+                        batch.slot_mask[row][span],
+                        batch.loss_mask[row][span],
+                    )
+                )
+    order = np.random.default_rng(0).permutation(len(found))
+    return [found[i] for i in order]

@@ -17,12 +17,12 @@ from corpora.document import Document, ImageSegment, TextSegment
 from corpora.shards import ShardWriter
 from mllm import dist
 from mllm.bench import machine
+from mllm.bench._twins import DEMO_CONFIG
 from mllm.config import load_config
 from mllm.engine import init_distributed
 from mllm.train import train
 from tokenizer.train import train_tokenizer
 
-DEMO_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo_cpu.yaml"
 NUM_STEPS = 12
 LEFT_OUT = 2  # steps
 WORKERS = (0, 1, 2)
