@@ -94,10 +94,13 @@ class TrainConfig:
     weight_decay: float = 0.01  # on every trainable parameter, as in the paper's code
     gradient_clip: float = 2.0  # global L2 norm; 0 switches it off
     train_last_blocks: int = 1  # of the vision encoder; the number of its blocks: all of it
-    # The next three change what a step costs, not what it computes.
+    # The next four change what a step costs, not what it computes.
     attention_backend: Literal["sdpa", "flash_attn", "xformers"] = "sdpa"  # of packed rows
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # per block
     compile: bool = False  # torch.compile of the decoder's block, at the first step
+    # Sums in one order on a GPU too, so that a run repeats to the bit; slower, and an operation
+    # without such a kernel stops the run. A CPU does so anyway.
+    deterministic: bool = False
     vision_lr_scale: float = 1.0  # peak_lr of the vision encoder, as a multiple
     checkpoint_every: PositiveInt = 100  # steps
     keep_checkpoints: PositiveInt = 2
@@ -161,6 +164,7 @@ ALLOWED_ON_RESUME = {
     "train.attention_backend",
     "train.activation_checkpointing",
     "train.compile",
+    "train.deterministic",
 }
 WARNED_ON_RESUME = {
     "train.num_steps": "the learning-rate schedule bends here",

@@ -64,6 +64,17 @@ def check_attention_backend(config: Config, precision: Precision) -> None:
     raise UserError(f"train.attention_backend {backend} {problem}, or use sdpa")
 
 
+def set_determinism(is_deterministic: bool) -> None:
+    """Whether kernels must add up in one order. Not after the first product on a GPU.
+
+    Torch's own attention, flash-attn (by `attention`) and xformers follow torch's switch.
+    """
+    if is_deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read with the first product
+    torch.use_deterministic_algorithms(is_deterministic)  # what has no such kernel raises
+    torch.backends.cudnn.deterministic = is_deterministic
+
+
 def zero_settings(config: Config) -> dict[str, Any]:
     """The DeepSpeed file of `zero.stage`, or `zero.config`, checked to name the same stage."""
     path = Path(config.zero.config or ZERO_CONFIG_DIR / f"zero{config.zero.stage}.json")

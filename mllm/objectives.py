@@ -35,6 +35,7 @@ class LanguageModelling(nn.Module):
             batch.positions,
             num_images=batch.num_images,
             documents=Documents(batch.document_ids),
+            row_seeds=batch.row_seeds,
         )
         if batch.loss_mask.any():
             return self.model.head(hidden[batch.loss_mask], batch.target_ids[batch.loss_mask])

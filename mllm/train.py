@@ -25,7 +25,7 @@ import torch
 from mllm import checkpoint, dist
 from mllm.checkpoint import TrainState
 from mllm.config import Config, load_config
-from mllm.engine import Engine, init_distributed, resolve_precision
+from mllm.engine import Engine, init_distributed, resolve_precision, set_determinism
 from mllm.errors import UserError
 from mllm.files import write_json
 from mllm.metrics import MetricsLog, cut_after
@@ -55,6 +55,7 @@ def train(config: Config) -> int:
     # ------------------------------------------------------------------------------ build
     run_dir = Path(config.run_dir)
     config = continue_folder(run_dir, config, resolve_precision(config.train.precision))
+    set_determinism(config.train.deterministic)
     stop_flag = _StopFlag(run_dir)
     ledger = Ledger(run_dir)
     stage = build_stage(config)
@@ -176,7 +177,8 @@ def _step(
     engine.set_learning_rate(rate := learning_rate(config.train, state.applied_steps))
     totals = [0.0] * stage.num_totals
     for micro_step, batch in enumerate(batches):
-        # Dropout masks are a function of (seed, step, rank, micro-step), so no state is stored.
+        # Of attention dropout alone, whose masks are drawn inside kernels; the others follow from
+        # each row's seed. Either way no generator's state is stored.
         torch.manual_seed(hash((config.seed, step, dist.rank(), micro_step)) % 2**63)
         loss_sum, losses = engine(stage.prepare(batch))
         engine.backward(loss_sum / max(1.0, global_count))

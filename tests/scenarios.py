@@ -15,6 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
+
 from mllm import dist
 from mllm.config import Config, parse_config
 from mllm.engine import init_distributed
@@ -92,11 +94,6 @@ def vision_config(world: Path, run_dir: Path, micro_batch_size: int) -> Config:
     )
 
 
-def without_dropout(config: Config) -> Config:
-    """Dropout masks differ between splits of a batch; the equalities over splits are for none."""
-    return replace(config, model=replace(config.model, dropout=0.0))
-
-
 def with_stage(config: Config, stage: int, precision: str = "fp32") -> Config:
     return replace(
         config,
@@ -121,33 +118,42 @@ def main(world: Path, out: Path) -> None:
     def base(name: str) -> Config:
         return pretrain_config(world, out / name)
 
-    for stage in (0, 1, 2, 3):
-        run(f"zero{stage}-{size}", with_stage(without_dropout(base(f"zero{stage}-{size}")), stage))
-    run(f"bf16-{size}", with_stage(without_dropout(base(f"bf16-{size}")), 1, "bf16"))
+    def copy_first_half(whole: str, part: str) -> None:
+        if dist.rank() == 0:
+            shutil.copytree(out / whole, out / part)
+            shutil.rmtree(out / part / "checkpoints" / "step-00000006")
+        dist.barrier()
+
+    def with_micro_batches(config: Config, micro_batch_size: int) -> Config:
+        return replace(config, train=replace(config.train, micro_batch_size=micro_batch_size))
+
+    for stage in (0, 2, 3):  # 1: the whole runs below
+        run(f"zero{stage}-{size}", with_stage(base(f"zero{stage}-{size}"), stage))
     if size == 1:
-        whole = without_dropout(base("one-micro-step"))
-        whole = replace(whole, train=replace(whole.train, micro_batch_size=4))
-        run("one-micro-step", whole)
+        run("one-micro-step", with_micro_batches(base("one-micro-step"), 4))
+        for name in ("deterministic", "deterministic-again"):
+            config = base(name)
+            run(name, replace(config, train=replace(config.train, deterministic=True)))
+            codes[f"{name}-kernels"] = torch.are_deterministic_algorithms_enabled()
         run("bf16-zero0", with_stage(base("bf16-zero0"), 0, "bf16"))
         run("vision-bf16", with_stage(vision_config(world, out / "vision-bf16", 12), 1, "bf16"))
     run(f"vision-{size}", vision_config(world, out / f"vision-{size}", 12 // size))
 
-    # Resume: the whole run, then its copy without the second half.
+    # Resume: the whole run, then its copies without the second half.
     for kind, precision in (("", "fp32"), ("bf16-", "bf16")):
         whole, resumed = f"{kind}whole-{size}", f"{kind}resumed-{size}"
         run(whole, with_stage(base(whole), 1, precision))
-        if dist.rank() == 0:
-            shutil.copytree(out / whole, out / resumed)
-            shutil.rmtree(out / resumed / "checkpoints" / "step-00000006")
-        dist.barrier()
+        codes[f"{whole}-kernels"] = torch.are_deterministic_algorithms_enabled()
+        copy_first_half(whole, resumed)
         run(resumed, with_stage(base(resumed), 1, precision))
+    copy_first_half(f"whole-{size}", f"resplit-{size}")
+    run(f"resplit-{size}", with_micro_batches(base(f"resplit-{size}"), 2))
 
     if size == 1:
         # Worker processes instead of a thread; and another mixture after step 3, with a window.
         whole = base("workers-1")
         run("workers-1", replace(whole, data=replace(whole.data, num_workers=2)))
-        shutil.copytree(out / "whole-1", out / "changed-1")
-        shutil.rmtree(out / "changed-1" / "checkpoints" / "step-00000006")
+        copy_first_half("whole-1", "changed-1")
         whole = base("changed-1")
         data = replace(whole.data, mixture=whole.data.mixture[:2], exclude_steps=["4:6"])
         run("changed-1", with_stage(replace(whole, data=data), 1, "fp32"))

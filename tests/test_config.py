@@ -45,6 +45,8 @@ def test_every_config_in_the_repository_loads_and_opens_with_its_command(path: P
         ({"data": {"num_workers": -1}}, "data.num_workers"),
         ({"model": {"num_heads": 0}}, "num_heads is 0"),
         ({"model": {"vision": {"patch_size": 0}}}, "patch_size is 0"),
+        ({"model": {"dropout": 1}}, "dropout 1.0 must be"),
+        ({"model": {"attention_dropout": -0.1}}, "attention_dropout -0.1 must be"),
     ],
 )
 def test_mistakes_are_one_line_that_names_file_and_key(changes: dict, message: str) -> None:

@@ -108,7 +108,9 @@ def attention(
         mask: bool (B, 1, T, S), True where a query may look; for decoding and left padding.
         blocks: blockwise causal attention of an input longer than trained; holds its own masks.
         is_causal: causal over the whole row; excludes the three above.
-        dropout: on the probabilities.
+        dropout: on the probabilities, from torch's generator: the masks are made inside the
+            kernels, so they differ between splits of a batch. What is said to be equal over splits
+            is so for dropout 0 here.
         backend: `sdpa`, or `flash_attn` / `xformers` for packed rows on a GPU.
 
     Returns:
@@ -216,6 +218,7 @@ def _packed_flash_attn(
         max_seqlen_k=documents.max_length,
         dropout_p=dropout,
         causal=True,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return out.view_as(query)
 

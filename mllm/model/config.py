@@ -68,7 +68,11 @@ class ModelConfig:
     resampler: Literal["attention", "perceiver"] = "attention"
     resampler_layers: int = 6  # of the perceiver
     num_latents: int = 64  # positions that one picture takes, without <image> and </image>
+    # Share of the embeddings' and sublayers' outputs that training drops; masks follow from (seed,
+    # step, row, layer), so they are the same for any number of ranks and micro-steps.
     dropout: float = 0.1
+    # Share of the attention probabilities; drawn inside the kernels for (seed, step, rank,
+    # micro-step), so another number of ranks or micro-steps has other masks.
     attention_dropout: float = 0.1
     layer_norm_eps: float = 1e-5
     # Base distribution under the Magneto gain: Xavier, weights only (Magneto 3.2), or what
@@ -84,6 +88,9 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; xPos rotates pairs")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 0 and below 1")
         if self.blockwise_attention and (self.position != "xpos" or self.seq_len % 2):
             raise ValueError("blockwise_attention needs position: xpos and an even seq_len")
         if self.seq_len < self.num_latents + 3:

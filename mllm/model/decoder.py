@@ -15,6 +15,7 @@ from torch import nn
 from mllm.model.attention import Documents, attention
 from mllm.model.blockwise import Blocks, block_centres
 from mllm.model.config import ModelConfig
+from mllm.model.dropout import dropout, site_keys
 from mllm.model.execution import Checkpointing, run_block
 from mllm.model.xpos import XPos
 
@@ -87,11 +88,20 @@ class DecoderLayer(nn.Module):
         self.self_attn = SelfAttention(config, layer_index)
         self.final_layer_norm = nn.LayerNorm(config.model_dim, eps=config.layer_norm_eps)
         self.ffn = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
 
-    def forward(self, hidden: torch.Tensor, *context: Any) -> torch.Tensor:
-        hidden = hidden + self.dropout(self.self_attn(self.self_attn_layer_norm(hidden), *context))
-        return hidden + self.dropout(self.ffn(self.final_layer_norm(hidden)))
+    def forward(
+        self, hidden: torch.Tensor, dropout_keys: torch.Tensor | None, *context: Any
+    ) -> torch.Tensor:
+        """hidden (B, T, D), dropout_keys int64 (2, B) of both sublayers or None; returns (B, T, D).
+
+        Keys are an argument, not made here from the layer's number: all layers compile as one.
+        """
+        attention_keys, ffn_keys = (None, None) if dropout_keys is None else dropout_keys
+        out = self.self_attn(self.self_attn_layer_norm(hidden), *context)
+        hidden = hidden + dropout(out, self.dropout, attention_keys, is_training=self.training)
+        out = self.ffn(self.final_layer_norm(hidden))
+        return hidden + dropout(out, self.dropout, ffn_keys, is_training=self.training)
 
 
 class Decoder(nn.Module):
@@ -106,7 +116,6 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.model_dim)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
         self.layer_norm = nn.LayerNorm(config.model_dim, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self,
@@ -117,6 +126,7 @@ class Decoder(nn.Module):
         mask: torch.Tensor | None = None,
         cache: Any | None = None,
         key_positions: torch.Tensor | None = None,
+        row_seeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -127,6 +137,9 @@ class Decoder(nn.Module):
             cache: a `transformers` cache (`update(key, value, layer_index)`), or None.
             key_positions: int64 (B, S), only for blockwise attention of padded rows; left out,
                 keys lead up to the first query without a gap.
+            row_seeds: int64 (B,), what each row's dropout masks follow from, whatever rows it is
+                computed with; None leaves them to torch's generator. Not those of attention
+                probabilities: see `attention`.
 
         Returns:
             Hidden states (B, T, D) after the last LayerNorm.
@@ -144,10 +157,15 @@ class Decoder(nn.Module):
                 blocks = self._blocks(positions, key_positions, mask, cache)
         else:
             hidden = hidden + sinusoid(positions, config.model_dim).to(hidden.dtype)
-        hidden = self.dropout(hidden)
+        # Of the embeddings, then two of each layer.
+        keys = None if row_seeds is None else site_keys(row_seeds, 1 + 2 * len(self.layers))
+        hidden = dropout(
+            hidden, config.dropout, None if keys is None else keys[0], is_training=self.training
+        )
         context = (xpos, documents, mask, blocks, cache, self.attention_backend)
-        for layer in self.layers:
-            hidden = run_block(layer, self.activation_checkpointing, hidden, *context)
+        for number, layer in enumerate(self.layers):
+            own_keys = None if keys is None else keys[1 + 2 * number : 3 + 2 * number]
+            hidden = run_block(layer, self.activation_checkpointing, hidden, own_keys, *context)
         return self.layer_norm(hidden)
 
     def _blocks(

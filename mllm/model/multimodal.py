@@ -93,6 +93,7 @@ class MultimodalModel(nn.Module):
         documents: Documents | None = None,
         mask: torch.Tensor | None = None,
         cache: Any | None = None,
+        row_seeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states (B, T, D) of packed or padded rows.
 
@@ -105,7 +106,7 @@ class MultimodalModel(nn.Module):
             pixels: float (I, 3, S, S), I >= 1, normalised.
             positions: int64 (B, T).
             num_images: real pictures among I: all of them (None), or 0 for a dummy.
-            documents, mask, cache: as in `Decoder.forward`.
+            documents, mask, cache, row_seeds: as in `Decoder.forward`.
         """
         latents = self.encode_images(pixels)
         if num_images == 0:
@@ -113,4 +114,11 @@ class MultimodalModel(nn.Module):
             embeddings = embeddings + (latents.sum() * 0).to(embeddings.dtype)
         else:
             embeddings = self.embed(token_ids, slot_mask, latents)
-        return self.decoder(embeddings, positions, documents=documents, mask=mask, cache=cache)
+        return self.decoder(
+            embeddings,
+            positions,
+            documents=documents,
+            mask=mask,
+            cache=cache,
+            row_seeds=row_seeds,
+        )

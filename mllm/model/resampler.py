@@ -16,7 +16,7 @@ from mllm.model.config import ModelConfig
 
 
 class CrossAttention(nn.Module):
-    """Latents look at a context; linears with bias, dropout on the probabilities."""
+    """Latents look at a context; linears with bias, dropout on the probabilities (`attention`)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -37,6 +37,7 @@ class Batch:
     pixels: torch.Tensor  # uint8 (I, 3, S, S); row-major; one zero image if there is none
     num_images: int  # real images: I, or 0 when `pixels` is the dummy
     source_ids: torch.Tensor  # int64 (B,); index into `TokenStream.source_names`
+    row_seeds: torch.Tensor  # int64 (B,); from (seed, step, row), for dropout
     image_seeds: list[int]  # one per real image, from (seed, sample key, epoch, image)
     rows: list[RowInfo]
     bad_samples: list[dict[str, Any]] = field(default_factory=list)  # masked here: ledger lines

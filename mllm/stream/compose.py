@@ -151,7 +151,12 @@ class BatchDraft:
         return mask
 
     def finish(
-        self, loss_mask: np.ndarray, *, source_ids: np.ndarray, rows: list[RowInfo]
+        self,
+        loss_mask: np.ndarray,
+        *,
+        source_ids: np.ndarray,
+        row_seeds: list[int],
+        rows: list[RowInfo],
     ) -> Batch:
         target_ids = np.full_like(self.token_ids, PAD_ID)
         is_same = self.document_ids[:, 1:] == self.document_ids[:, :-1]
@@ -166,6 +171,7 @@ class BatchDraft:
             pixels=torch.from_numpy(np.stack(self._pixels or [self._dummy])),
             num_images=len(self._pixels),
             source_ids=torch.from_numpy(source_ids),
+            row_seeds=torch.tensor(row_seeds, dtype=torch.int64),
             image_seeds=self._image_seeds,
             rows=rows,
             bad_samples=self._bad_samples,

@@ -36,6 +36,7 @@ class OrderedRows:
     rows: np.ndarray  # int64, of that source
     epochs: np.ndarray  # int64, of that source
     seeds: list[int]  # that the source's epoch began with
+    seed: int  # of the segment
 
 
 def stream_step(step: int, windows: Sequence[Window]) -> int:
@@ -129,4 +130,4 @@ class Order:
                 seeds[row] = self._seeds[source_id][which]
         keys = mix(keys ^ mix(epochs.astype(np.uint64)))
         chosen = epoch_row(positions, num_groups, keys) * self._group_size + offsets
-        return OrderedRows(source_ids, chosen, epochs, seeds)
+        return OrderedRows(source_ids, chosen, epochs, seeds, self.segments[number].seed)

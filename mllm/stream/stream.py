@@ -15,6 +15,7 @@ from mllm.stream.compose import BatchDraft
 from mllm.stream.deal import deal
 from mllm.stream.mixture import integer_shares
 from mllm.stream.order import Order, OrderedRows, Window
+from mllm.stream.permute import hash_key
 from mllm.stream.pixels import PixelCache
 from mllm.stream.plan import PACKING_VERSION
 from mllm.stream.source import PlannedSource, Source
@@ -247,6 +248,8 @@ class TokenStream(Resumable):
         return draft.finish(
             loss_mask,
             source_ids=order.source_ids[mine],
+            # Shifted to fit int64.
+            row_seeds=[hash_key("row", order.seed, step, row) >> 1 for row in mine.tolist()],
             rows=[
                 RowInfo(
                     step=step,

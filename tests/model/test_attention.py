@@ -141,6 +141,27 @@ def test_dropout_arrives_at_the_kernel(backend: str) -> None:
     assert ARRIVED == [0.25, 0.0]
 
 
+@pytest.mark.parametrize("is_deterministic", [False, True])
+@pytest.mark.usefixtures("recorded")
+def test_flash_attn_follows_torchs_deterministic_switch(
+    is_deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def note(*args: torch.Tensor, deterministic: bool, **settings: object) -> torch.Tensor:
+        given.append(deterministic)
+        return flash_attn_varlen_func(*args, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sys.modules["flash_attn"], "flash_attn_varlen_func", note)
+    x = torch.randn(1, 64, 2, 8)
+    torch.use_deterministic_algorithms(is_deterministic)
+    try:
+        attention(x, x, x, documents=documents_of(LENGTHS), backend="flash_attn")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert given == [is_deterministic]
+
+
 def parameters(function: Callable) -> list[tuple[str, object, object]]:
     return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 

@@ -42,10 +42,15 @@ def step(
         slot_mask = torch.zeros(1, 64, dtype=torch.bool)
         slot_mask[0, 2:5] = True
         token_ids, pixels = torch.randint(8, 97, (1, 64)), torch.randn(1, 3, 16, 16)
-        torch.manual_seed(9)  # of dropout
+        torch.manual_seed(9)  # of attention dropout
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             hidden = model(
-                token_ids, slot_mask, pixels, positions, documents=Documents(document_ids)
+                token_ids,
+                slot_mask,
+                pixels,
+                positions,
+                documents=Documents(document_ids),
+                row_seeds=torch.tensor([seed]),
             )
         loss, _ = model.head(hidden[0], token_ids[0].roll(-1))
         loss.backward()
@@ -57,7 +62,7 @@ def step(
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_checkpointed_steps_are_equal_to_the_bit_and_keep_less(dropout: float) -> None:
-    """Dropout draws the same numbers when a block is computed again."""
+    """Dropout has the same masks when a block is computed again."""
     config = tiny(dropout=dropout, attention_dropout=dropout)
     plain, plain_bytes = step(build(config, seed=1), "none")
     bytes_kept = []
@@ -158,8 +163,9 @@ def test_names_of_kept_operators_are_those_of_torch_and_xformers() -> None:
 @pytest.mark.slow  # a C++ compiler's minute
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_compiled_steps_are_equal_to_plain_ones(checkpointing: Checkpointing) -> None:
-    plain, _ = step(build(tiny(), seed=1), "none")
-    compiled, _ = step(build(tiny(), seed=1), checkpointing, compile=True)
+    config = tiny(dropout=0.2)
+    plain, _ = step(build(config, seed=1), "none")
+    compiled, _ = step(build(config, seed=1), checkpointing, compile=True)
     for a, b in zip(compiled, plain, strict=True):
         assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-6
 

@@ -20,7 +20,10 @@ from tokenizer.specials import BOI_ID, BOS_ID, EOS_ID, PAD_ID, SLOT_ID
 SPLITS = [(1, 8), (1, 4), (1, 1), (2, 4), (2, 2), (4, 1), (8, 1)]  # world size, micro-batch size
 SEED = 5  # of tests/stream/conftest.py
 ALONE = dict(world_size=1, micro_batch_size=4)
-TENSORS = ("token_ids", "target_ids", "loss_mask", "positions", "document_ids", "slot_mask")
+TENSORS = (
+    *("token_ids", "target_ids", "loss_mask", "positions", "document_ids", "slot_mask"),
+    "row_seeds",
+)
 
 
 def global_rows(stream, step, world_size, micro_batch_size):
@@ -311,6 +314,15 @@ def test_image_seeds_belong_to_the_sample_and_the_epoch(world, build):
     assert len(shared) > 30
     assert all(by_epoch[0][key] != by_epoch[1][key] for key in shared)
     assert len(set(by_epoch[0].values())) == len(by_epoch[0])
+
+
+def test_every_row_of_a_run_has_a_seed_of_its_own(stream, build):
+    """The same row of a corpus as well, when its next epoch comes."""
+    seeds = [
+        stream.batch(step, rank=0, world_size=1, micro_batch_size=8).row_seeds for step in range(99)
+    ]
+    other = build(seed=SEED + 1).batch(0, rank=0, world_size=1, micro_batch_size=8).row_seeds
+    assert len(set(torch.cat([*seeds, other]).tolist())) == 100 * 8
 
 
 def test_sizes_that_do_not_divide_are_refused_with_the_nearest(stream):

@@ -239,6 +239,7 @@ def row_of(batch, b):
         "mask": batch.loss_mask[b].tolist(),
         "targets": batch.target_ids[b].tolist(),
         "documents": batch.document_ids[b].tolist(),
+        "row_seed": batch.row_seeds[b].item(),
         "seeds": batch.image_seeds[first : first + batch.rows[b].images],
     }
 
