@@ -68,7 +68,9 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     _flex_attn_can_dispatch = _flash_attn_can_dispatch
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **settings: Any) -> None:
+    def _set_gradient_checkpointing(  # type: ignore[override]
+        self, enable: bool = True, **settings: Any
+    ) -> None:
         """Behind `activation_checkpointing_enable` (once `gradient_...`) and `..._disable`.
 
         The decoder keeps each block's inputs, or everything: `settings` reach the vision encoder

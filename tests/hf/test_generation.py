@@ -4,7 +4,7 @@ from threading import Thread
 
 import pytest
 import torch
-from transformers import StaticCache, TextIteratorStreamer
+from transformers import AutoModelForImageTextToText, StaticCache, TextIteratorStreamer
 
 from tests.hf.tiny import make_tiny, picture
 
@@ -93,6 +93,17 @@ def test_blockwise_attention_is_the_same_for_every_kind_of_cache(blockwise, rows
         for i, (row_tokens, row_logits) in enumerate(alone):
             assert torch.equal(tokens[i], row_tokens[0]), variant
             torch.testing.assert_close(logits[i], row_logits[0], atol=1e-4, rtol=0)
+
+
+def test_blockwise_attention_is_switched_on_at_loading(world):
+    model = AutoModelForImageTextToText.from_pretrained(world.export, blockwise_attention=True)
+    assert model.config.max_positions is None and world.model.config.max_positions == 128
+    assert model.model.decoder.config.blockwise_attention
+    ids = world.processor.from_segments([["a red " * 100]])["input_ids"]
+    assert ids.shape[1] > 128
+    with torch.no_grad():
+        difference = model(input_ids=ids).logits - world.model(input_ids=ids).logits
+    assert difference[:, :128].abs().max() < 1e-5 < difference[:, 128:].abs().max()
 
 
 def test_a_static_cache_without_a_mask_has_its_room_behind_the_last_query(blockwise):
