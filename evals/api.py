@@ -137,6 +137,7 @@ class Model(Protocol):
     device: str  # such as `cpu`: with dtype, what moves the last digits of a score
     dtype: str
     seq_len: int  # positions
+    max_positions: int | None  # of a prompt with its answer: seq_len, or None for any number
     num_latents: int  # positions of an image between `<image>` and `</image>`
     image_size: int  # pixels
     resize: Resize

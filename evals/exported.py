@@ -44,6 +44,7 @@ class ExportedModel:
         self.device, self.dtype = self.model.device.type, str(self.model.dtype)
         self.fingerprint = model_fingerprint(model_dir)
         self.seq_len: int = self.model.config.seq_len
+        self.max_positions: int | None = self.model.config.max_positions
         self.num_latents: int = self.processor.num_latents
         self.image_size: int = self.processor.image_processor.image_size
         self.resize = self.processor.image_processor.resize
@@ -88,23 +89,47 @@ class ExportedModel:
 
     @torch.inference_mode()
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[TextScore]:
-        """Every token once: full windows, the first after `<s>`, the others after one token."""
+        """Every token once: full windows, the first after `<s>`, the others after one token.
+
+        With blockwise attention a longer text is one window.
+        """
         token_ids = [self.encode(text) for text in texts]
+        totals = [0.0] * len(texts)
+        is_whole = [self.max_positions is None and len(ids) > self.seq_len for ids in token_ids]
         windows = [
             (i, ([BOS_ID, *ids])[start : start + self.seq_len], ids[start : start + self.seq_len])
             for i, ids in enumerate(token_ids)
+            if not is_whole[i]
             for start in range(0, len(ids), self.seq_len)
         ]
-        totals = [0.0] * len(texts)
         size = max(1, MAX_LOGIT_BYTES // (4 * self.seq_len * self.vocab_size))
         for start in range(0, len(windows), size):
             batch = windows[start : start + size]
             for (i, _, _), ll in zip(batch, self._window_lls(batch), strict=True):
                 totals[i] += ll
+        for i, ids in enumerate(token_ids):
+            if is_whole[i]:
+                totals[i] = self._whole_ll(ids)
         return [
             TextScore(total, len(ids), len(text.encode()))
             for total, ids, text in zip(totals, token_ids, texts, strict=True)
         ]
+
+    def _whole_ll(self, ids: list[int]) -> float:
+        """Log-likelihood of a text after `<s>`, piece by piece so that its logits fit."""
+        given, cache, total = [BOS_ID, *ids[:-1]], None, 0.0
+        for start in range(0, len(ids), self.seq_len):
+            piece = slice(start, start + self.seq_len)
+            inputs, targets = (
+                torch.tensor(part[piece], device=self.model.device) for part in (given, ids)
+            )
+            output = self.model(input_ids=inputs[None], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            losses = torch.nn.functional.cross_entropy(
+                output.logits[0].float(), targets, reduction="none"
+            )
+            total -= losses.double().sum().item()
+        return total
 
     def _window_lls(self, windows: list[tuple[int, list[int], list[int]]]) -> list[float]:
         """Summed log-likelihood of each window's targets given the tokens before them."""

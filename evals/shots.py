@@ -116,12 +116,12 @@ def check_budget(prompts: list[Prompt], answer_tokens: list[int], model: Model) 
         for prompt, answer in zip(prompts, answer_tokens, strict=True)
     ]
     longest = max(range(len(prompts)), key=totals.__getitem__)
-    if totals[longest] <= model.seq_len:
+    if model.max_positions is None or totals[longest] <= model.max_positions:
         return
     prompt = prompts[longest]
     raise UserError(
         f"--shots {len(prompt.shots)} does not fit: query {prompt.query.id} needs "
         f"{prompt.num_images} images x ({model.num_latents} + 2) + {text_tokens(prompt, model)} "
         f"text + 1 <s> + {answer_tokens[longest]} answer = {totals[longest]} positions, and the "
-        f"model has {model.seq_len}; ask for fewer shots"
+        f"model has {model.max_positions}; ask for fewer shots"
     )

@@ -66,8 +66,8 @@ class Conversation:
         """
         turn = {"role": "user", "content": content}
         inputs = self.processor.apply_chat_template([*self.messages, turn]).to(self.model.device)
-        used, available = inputs["input_ids"].shape[1], self.model.config.seq_len
-        if used + self.max_new_tokens > available:
+        used, available = inputs["input_ids"].shape[1], self.model.config.max_positions
+        if available is not None and used + self.max_new_tokens > available:
             raise UserError(
                 f"the conversation takes {used} positions and an answer up to "
                 f"{self.max_new_tokens}, the model has {available}; /reset begins a new one"
@@ -274,7 +274,9 @@ def main(argv: list[str]) -> int:
         epilog="examples:\n"
         "  mllm chat --model runs/demo/export\n"
         '  mllm chat --model runs/demo/export --image cat.png --once "what is in the image?"\n'
-        "  printf '/image cat.png\\nwhat colour is it?\\n' | mllm chat --model runs/demo/export",
+        "  printf '/image cat.png\\nwhat colour is it?\\n' | mllm chat --model runs/demo/export\n\n"
+        "A conversation ends at the model's seq_len, unless a model with xPos has\n"
+        '"blockwise_attention": true in its config.json.',
     )
     parser.add_argument("--model", required=True, help="an export folder")
     parser.add_argument("--image", action="append", default=[], help="picture before the text")

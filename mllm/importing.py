@@ -5,6 +5,8 @@ trainer's table of specials (`mllm.hf.kosmos2_tokenizer`); logits are those of K
 """
 
 import json
+import re
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
     from mllm.images import Resize
     from mllm.model.config import ModelConfig
+
+NAME = re.compile(r"[\w.+-]+")  # of a licence, as the hub has them: mit, apache-2.0
 
 
 def import_kosmos2(source: str | Path, out_dir: str | Path) -> dict[str, Any]:
@@ -62,9 +66,16 @@ def import_kosmos2(source: str | Path, out_dir: str | Path) -> dict[str, Any]:
             "tokenizer_fingerprint": Tokenizer(aside).fingerprint,
             "versions": {name: version(name) for name in ("mllm", "torch", "transformers")},
         }
+        licence = licence_of(source)
         origin = f"imported from the Kosmos-2 model `{record['imported_from']}`"
         card = model_card(
-            Path(out_dir).name, "mllm", num_parameters, origin, version("mllm"), sections=[]
+            Path(out_dir).name,
+            "mllm",
+            num_parameters,
+            origin,
+            version("mllm"),
+            [("Licence", licence or f"See source: `{record['imported_from']}` names none.")],
+            licence or "other",
         )
         (aside / "README.md").write_text(card, encoding="utf-8")
         write_json(aside / MARKER, record)
@@ -137,6 +148,20 @@ def check_tags(source: Path, rows: list[int | None]) -> None:
                 f"{path}: {name} is id {theirs[name]}, Kosmos-2's order has {rows[ours]}; "
                 "this vocabulary cannot be imported"
             )
+
+
+def licence_of(source: Path) -> str | None:
+    """The `license` at the top of the source's README.md or in its config.json."""
+    import yaml
+
+    readme, config = source / "README.md", source / "config.json"
+    fields: list[Any] = [json.loads(config.read_text(encoding="utf-8"))]
+    if readme.is_file():
+        _, *parts = readme.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+        with suppress(yaml.YAMLError):
+            fields.insert(0, yaml.safe_load(parts[0]) if len(parts) == 2 else None)
+    names = [field.get("license") for field in fields if isinstance(field, dict)]
+    return next((name for name in names if isinstance(name, str) and NAME.fullmatch(name)), None)
 
 
 def resize_of(source: Path) -> "Resize":

@@ -7,7 +7,7 @@ from typing import Any
 CARD = """---
 library_name: transformers
 pipeline_tag: image-text-to-text
-license: other
+license: {licence}
 ---
 
 # {name}
@@ -33,12 +33,17 @@ Where the text is not your own, use `processor.from_segments([[picture, text]])`
 GGUF (llama.cpp) and vLLM are out of scope: neither can run this architecture, and there is no
 converter.
 {sections}"""
-MLLM_NOTES = """With `mllm` installed, `import mllm.hf` registers the classes
+MLLM_NOTES = """With `mllm` installed, `import mllm` registers the classes
 and `trust_remote_code` is not needed. Attention is torch's SDPA (`attn_implementation="sdpa"`, or
-`"eager"` for its plain products); `device_map` needs `accelerate`."""
+`"eager"` for its plain products); `device_map` needs `accelerate`.
+
+Inputs longer than `seq_len` (xPos only): `"blockwise_attention": true` in config.json, or
+`from_pretrained(..., blockwise_attention=True)`."""
 KOSMOS2_NOTES = """The model is `transformers`' own Kosmos-2 with
 the tokenizer of this folder, not Microsoft's: token ids differ from those of Kosmos-2's vocabulary.
-That class needs a picture in every batch; for text alone call `model.text_model`."""
+That class needs a picture in every batch; for text alone call `model.text_model`. Its cached
+`generate` counts the padding among the positions of a row, so give it rows of one length, or
+`use_cache=False`."""
 
 MODEL_CLASSES = {
     "mllm": "AutoModelForImageTextToText",
@@ -55,6 +60,7 @@ def model_card(
     origin: str,
     version: str,
     sections: list[Section],
+    licence: str = "other",
 ) -> str:
     """
     Args:
@@ -62,6 +68,7 @@ def model_card(
         export_format: `mllm` or `kosmos2`.
         origin: where the weights come from, such as `400 steps of training`.
         sections: what follows the part on use.
+        licence: as the hub names it.
     """
     is_ours = export_format == "mllm"
     return CARD.format(
@@ -69,6 +76,7 @@ def model_card(
         num_parameters=num_parameters,
         origin=origin,
         version=version,
+        licence=licence,
         model_class=MODEL_CLASSES[export_format],
         trust=", trust_remote_code=True" if is_ours else "",
         # Kosmos-2's `generate` is its text model's, which does not see the file's settings.

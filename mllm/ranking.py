@@ -61,20 +61,21 @@ def rank_candidates(
         batch_size: prompts of one forward pass.
 
     Raises:
-        UserError: a prompt and its longest candidate exceed the model's `seq_len`.
+        UserError: a prompt and its longest candidate exceed the model's `max_positions`.
         ValueError: a candidate without tokens, or one that changes the tokens of its prompt.
     """
     rows = [
         _encode(processor, prompt, texts) for prompt, texts in zip(prompts, candidates, strict=True)
     ]
+    available = model.config.max_positions
     for i, row in enumerate(rows):
         longest = max(map(len, row.candidate_ids))
-        if len(row.prompt.token_ids) + longest > model.config.seq_len:
+        if available is not None and len(row.prompt.token_ids) + longest > available:
             num_positions, num_pictures = len(row.prompt.token_ids), len(row.prompt.pictures)
             raise UserError(
                 f"prompt {i} has {num_positions} positions ({num_pictures} pictures of "
                 f"{processor.num_latents + 2} each) and its longest candidate {longest}; the model "
-                f"has {model.config.seq_len}: use fewer shots"
+                f"has {available}: use fewer shots"
             )
     scores: list[list[CandidateScore]] = []
     for start in range(0, len(rows), batch_size):

@@ -3,6 +3,10 @@
 What is read: a folder of `transformers` (a CLIPModel's or a CLIPVisionModel's), or a state dict
 with OpenAI's names, as open_clip writes it (`.safetensors`, or `.bin` / `.pt` without code in it).
 Nothing is downloaded.
+
+A folder's config.json is compared with `model.vision`. A state dict says neither its activation nor
+its number of heads: `model.vision.activation` (OpenAI's own is quick_gelu, most of open_clip's are
+gelu) and `model.vision.num_heads` must be set by the user, and a wrong one cannot be noticed.
 """
 
 from pathlib import Path
@@ -60,17 +64,28 @@ def load_vision_weights(encoder: VisionEncoder, path: str | Path) -> int:
 
 def _from_folder(encoder: VisionEncoder, path: Path) -> dict[str, torch.Tensor]:
     try:
-        loaded = CLIPVisionModel.from_pretrained(path, local_files_only=True, dtype=torch.float32)
+        # Any: the annotation leaves out what `output_loading_info` adds.
+        loaded: Any = CLIPVisionModel.from_pretrained(
+            path, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: no CLIP here ({str(error).splitlines()[0]})") from error
-    config = encoder.config
-    for key, theirs, ours in (
-        ("num_heads", loaded.config.num_attention_heads, config.num_heads),
-        ("activation", loaded.config.hidden_act, config.activation),
-    ):
-        if theirs != ours:
-            raise UserError(f"{path} has {theirs} where model.vision.{key} is {ours}; set it so")
-    return {k: v for k, v in loaded.state_dict().items() if not k.endswith("position_ids")}
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):  # they hold random values
+        raise UserError(
+            f"{path} lacks {len(missing)} of its CLIP's tensors: {missing[0]}; copy it again"
+        )
+    ours: Any = encoder.vision_model.config
+    for key, field in (("num_heads", "num_attention_heads"), ("activation", "hidden_act")):
+        theirs, own = getattr(model.config, field), getattr(ours, field)
+        if theirs != own:
+            raise UserError(f"{path} has {theirs} where model.vision.{key} is {own}; set it so")
+    if model.config.layer_norm_eps != ours.layer_norm_eps:
+        raise UserError(
+            f"{path}/config.json: layer_norm_eps is {model.config.layer_norm_eps}; this vision "
+            f"encoder has {ours.layer_norm_eps} and no other"
+        )
+    return {k: v for k, v in model.state_dict().items() if not k.endswith("position_ids")}
 
 
 def _from_file(path: Path) -> dict[str, torch.Tensor]:

@@ -67,6 +67,16 @@ def test_a_conversation_that_outgrows_the_context_says_so(tiny):
     assert conversation.messages == []
 
 
+def test_blockwise_attention_in_config_json_lets_a_conversation_go_on(tiny, tmp_path):
+    shutil.copytree(tiny.export, tmp_path / "long")
+    path = tmp_path / "long" / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"blockwise_attention": True}))
+    conversation = Conversation(path.parent, max_new_tokens=3)
+    "".join(conversation.answer([{"type": "text", "text": "red " * 100}]))
+    assert len(conversation.messages) == 2
+
+
 def test_paths_are_found_anywhere_in_a_line(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     assert kinds(content_of("look: cat.png what's it?")) == ["look:", "PICTURE", "what's it?"]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from mllm.errors import UserError
 from mllm.model.config import VisionConfig
@@ -106,25 +106,64 @@ def test_an_openai_state_dict_gives_openais_features(tmp_path: Path, form: str) 
         assert (encoder(pixels) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_a_transformers_folder_gives_its_features(tmp_path: Path) -> None:
-    vision = {
-        "image_size": 24,
-        "patch_size": 8,
-        "hidden_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 512,
-        "hidden_act": "quick_gelu",
-    }
+VISION = {
+    "image_size": 24,
+    "patch_size": 8,
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 512,
+    "hidden_act": "quick_gelu",
+}
+
+
+def save_folder(folder: Path, kind: str, **changes: float) -> CLIPVisionModel:
+    """A CLIP of `transformers`, whole or its vision side alone; gives back the vision side."""
+    vision = CLIPVisionConfig(**{**VISION, **changes})
     text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 99}
-    theirs = CLIPModel(CLIPConfig(vision_config=vision, text_config=text)).eval()
-    theirs.save_pretrained(tmp_path / "clip")
+    config = CLIPConfig(vision_config=vision.to_dict(), text_config=text)
+    theirs = CLIPModel(config) if kind == "CLIPModel" else CLIPVisionModel(vision)
+    theirs.eval().save_pretrained(folder)
+    return theirs.vision_model if kind == "CLIPModel" else theirs
+
+
+@pytest.mark.parametrize("kind", ["CLIPModel", "CLIPVisionModel"])
+def test_a_transformers_folder_gives_its_features(tmp_path: Path, kind: str) -> None:
+    theirs = save_folder(tmp_path, kind)
     encoder = VisionEncoder(dataclasses.replace(CONFIG, normalise_features=False)).eval()
-    load_vision_weights(encoder, tmp_path / "clip")
+    load_vision_weights(encoder, tmp_path)
     pixels = torch.randn(2, 3, 24, 24)
     with torch.no_grad():
-        pooled = theirs.vision_model(pixels).pooler_output  # ln_post of CLS
+        pooled = theirs(pixels).pooler_output  # ln_post of CLS
         assert (encoder(pixels)[:, 0] - pooled).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["CLIPModel", "CLIPVisionModel"])
+def test_a_folder_that_lacks_a_tensor_is_refused_by_its_name(tmp_path: Path, kind: str) -> None:
+    """`transformers` fills what is missing with random values and goes on."""
+    save_folder(tmp_path, kind)
+    weights = load_file(tmp_path / "model.safetensors")
+    (name,) = (name for name in weights if name.endswith("layers.1.mlp.fc2.weight"))
+    del weights[name]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 of its CLIP's tensors: .*layers.1.mlp.fc2.weigh"):
+        load_vision_weights(VisionEncoder(CONFIG), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_act": "gelu"}, "has gelu where model.vision.activation is quick_gelu"),
+        ({"num_attention_heads": 4}, "has 4 where model.vision.num_heads is 2"),
+        ({"layer_norm_eps": 1e-6}, "layer_norm_eps is 1e-06; this vision encoder has 1e-05"),
+    ],
+)
+def test_what_a_folders_config_says_otherwise_is_refused(
+    tmp_path: Path, changes: dict, said: str
+) -> None:
+    save_folder(tmp_path, "CLIPVisionModel", **changes)
+    with pytest.raises(UserError, match=said):
+        load_vision_weights(VisionEncoder(CONFIG), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The exported model class, one way to load an export, and ways in from Kosmos-2.
 
-`import mllm.hf` registers the classes, so that `AutoModelForImageTextToText`, `AutoProcessor` and
-`pipeline` load an export without `trust_remote_code`. (`import mllm` alone does not: it would load
-torch and transformers into every command and every loader worker.)
+Importing this registers the classes, so that `AutoModelForImageTextToText`, `AutoProcessor` and
+`pipeline` load an export without `trust_remote_code`. `import mllm` is enough: it has this imported
+as soon as `transformers` is asked for an Auto class (`mllm.registration`).
 
 configuration_mllm.py, modeling_mllm.py and the other files that they import are also copied flat
 into every export (`mllm.hf.write`), where `transformers` runs them. Here they are used directly:

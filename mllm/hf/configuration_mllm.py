@@ -47,6 +47,11 @@ class MllmConfig(PreTrainedConfig):
         defaults = {k: v for k, v in ModelConfig().to_dict().items() if k not in declared}
         super().__post_init__(**{**defaults, **settings})
 
+    @property
+    def max_positions(self) -> int | None:
+        """Positions that a prompt and its answer may take; None: any number, by blocks."""
+        return None if self.blockwise_attention else self.seq_len
+
     def to_model_config(self) -> ModelConfig:
         """What `MultimodalModel` is built from."""
         names = [field.name for field in dataclasses.fields(ModelConfig)]

@@ -1,5 +1,6 @@
 """Pictures to `pixel_values`, through the same function that the trainer uses: bit-equal pixels."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,22 @@ from transformers.image_processing_utils import BaseImageProcessor
 from mllm.images import Resize, normalise, open_picture, to_pixels
 
 Picture = Image.Image | bytes | Path | str | np.ndarray
+
+TAKEN = "a PIL picture, encoded bytes, a local path, or a uint8 array (H, W) or (H, W, 3 or 4)"
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
+
+
+def picture_path(text: str | Path) -> Path:
+    """The local path that a picture's string is.
+
+    Raises:
+        ValueError: a URL.
+    """
+    if isinstance(text, str) and URL.match(text):
+        raise ValueError(
+            f"picture {text[:60]!r}: nothing is fetched from the network; give {TAKEN}"
+        )
+    return Path(text)
 
 
 class MllmImageProcessor(BaseImageProcessor):
@@ -41,9 +58,10 @@ class MllmImageProcessor(BaseImageProcessor):
                 4). Nothing is fetched from the network.
 
         Raises:
-            ValueError: not a picture, or one too large to decode.
+            ValueError: no such file, not a picture, or one too large to decode.
+            TypeError: of a type that is not taken.
         """
-        if isinstance(images, (Image.Image, bytes, Path, str, np.ndarray)):
+        if not isinstance(images, (list, tuple)):
             images = [images]
         pixels = [self.pixels(picture) for picture in images]
         return BatchFeature(
@@ -53,5 +71,26 @@ class MllmImageProcessor(BaseImageProcessor):
 
     def pixels(self, picture: Picture) -> np.ndarray:
         """uint8 (3, S, S): what the trainer's loader makes of the same picture."""
-        source = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-        return to_pixels(open_picture(source), self.image_size, self.resize)
+        source: Any = picture
+        if isinstance(picture, np.ndarray):
+            is_grey = picture.ndim == 2
+            if picture.dtype != np.uint8 or not (
+                is_grey or (picture.ndim == 3 and picture.shape[2] in (3, 4))
+            ):
+                raise ValueError(
+                    f"picture is a {picture.dtype} array {picture.shape}; give {TAKEN}"
+                )
+            source = Image.fromarray(picture)
+        elif isinstance(picture, (str, Path)):
+            source = picture_path(picture)
+        elif not isinstance(picture, (Image.Image, bytes)):
+            raise TypeError(f"picture is a {type(picture).__name__}; give {TAKEN}")
+        try:
+            opened = open_picture(source)
+        except OSError as error:  # one line where transformers' users expect a ValueError
+            raise ValueError(f"picture {source}: {error.strerror or error}") from None
+        except ValueError as error:
+            if not isinstance(source, Path):
+                raise
+            raise ValueError(f"picture {source}: {error}") from None
+        return to_pixels(opened, self.image_size, self.resize)

@@ -1,7 +1,8 @@
 """Chat messages to segments: the form that a model trained on documents is asked in."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from mllm.hf.image_processing_mllm import picture_path
 
 
 class Turn(NamedTuple):
@@ -25,7 +26,7 @@ def completion_turns(messages: list[dict[str, Any]]) -> list[Turn]:
     """
     turns: list[Turn] = []
     for message in messages:
-        segments = content_segments(message["content"])
+        segments = content_segments(message.get("content"))
         if message["role"] == "assistant":
             words = [" " + item if isinstance(item, str) else item for item in segments]
             turns.append(Turn(words, is_answer=True))
@@ -44,8 +45,17 @@ def completion_turns(messages: list[dict[str, Any]]) -> list[Turn]:
     return turns
 
 
-def content_segments(content: str | list[dict[str, Any]]) -> list[Any]:
-    """Texts (stripped, empty ones dropped) and pictures of one message, in order."""
+def content_segments(content: str | list[dict[str, Any]] | None) -> list[Any]:
+    """Texts (stripped, empty ones dropped) and pictures of one message, in order.
+
+    Raises:
+        ValueError: no content, or an item that is neither a text nor a local picture.
+    """
+    if not isinstance(content, (str, list, tuple)):
+        raise ValueError(
+            f"a message's content is {type(content).__name__}; it must be a text, or a list of "
+            'items such as {"type": "text", "text": ...}'
+        )
     items = [{"type": "text", "text": content}] if isinstance(content, str) else content
     segments: list[Any] = []
     for item in items:
@@ -54,12 +64,13 @@ def content_segments(content: str | list[dict[str, Any]]) -> list[Any]:
                 if text.strip():
                     segments.append(text.strip())
             case {"type": "image", "image": picture}:
-                segments.append(Path(picture) if isinstance(picture, str) else picture)
+                segments.append(picture_path(picture) if isinstance(picture, str) else picture)
             case {"type": "image", "path": path}:
-                segments.append(Path(path))
+                segments.append(picture_path(path))
             case _:
+                found = f"with keys {sorted(item)}" if isinstance(item, dict) else repr(item)
                 raise ValueError(
-                    f"content item with keys {sorted(item)} is neither a text nor a picture given "
+                    f"content item {found} is neither a text nor a picture given "
                     "as `image` or `path`; nothing is fetched from the network"
                 )
     return segments

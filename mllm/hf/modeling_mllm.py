@@ -39,6 +39,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         "PerceiverResampler",
     ]
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: MllmConfig) -> None:
         super().__init__(config)
@@ -66,6 +67,27 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
 
     _flex_attn_can_dispatch = _flash_attn_can_dispatch
+
+    def _set_gradient_checkpointing(  # type: ignore[override]
+        self, enable: bool = True, **settings: Any
+    ) -> None:
+        """Behind `activation_checkpointing_enable` (once `gradient_...`) and `..._disable`.
+
+        The decoder keeps each block's inputs, or everything: `settings` reach the vision encoder
+        alone.
+        """
+        super()._set_gradient_checkpointing(enable, **settings)
+        self.model.decoder.activation_checkpointing = "full" if enable else "none"
+
+    def _get_candidate_generator(self, *args: Any, **settings: Any) -> Any:
+        """Refuses an assistant beside pictures: `transformers` gives it the slots without them."""
+        encoded = settings["model_kwargs"].get("mm_encoder_outputs") or {}
+        if settings.get("assistant_model") is not None and encoded.get("image") is not None:
+            raise ValueError(
+                "assistant_model: transformers hands no pictures to an assistant; leave it out, "
+                "or use prompt_lookup_num_tokens, for prompts with pictures"
+            )
+        return super()._get_candidate_generator(*args, **settings)  # type: ignore[misc]
 
     def _new_cache(self) -> DecodingCache:
         return DecodingCache(self.config, self.model.decoder, self.model.head)
@@ -121,18 +143,27 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             mm_encoder_outputs: `{"image": get_image_features(...)}` instead of `pixel_values`.
 
         Raises:
-            ValueError: slots and pictures differ in number, or attentions or hidden states are
-                asked for.
+            ValueError: slots and pictures differ in number, attentions or hidden states are asked
+                for, or a cache while activation checkpointing computes blocks twice.
         """
         for name in ("output_attentions", "output_hidden_states"):
             if settings.pop(name, False):
                 raise ValueError(f"{name}=True is not offered; only logits are returned")
         if input_ids is not None and inputs_embeds is None:
             inputs_embeds = self._embed(
-                input_ids, image_slot_mask, pixel_values, mm_encoder_outputs or {}
+                input_ids, image_slot_mask, pixel_values, mm_encoder_outputs or {}, past_key_values
             )
         elif input_ids is not None or inputs_embeds is None:
             raise ValueError("give either input_ids or inputs_embeds")
+        is_checkpointed = self.model.decoder.activation_checkpointing != "none"
+        if is_checkpointed and torch.is_grad_enabled():
+            # The backward pass would put keys and values into the cache a second time.
+            if past_key_values is not None:
+                raise ValueError(
+                    "past_key_values: no cache while gradients are computed with activation "
+                    "checkpointing; call activation_checkpointing_disable(), or use torch.no_grad()"
+                )
+            use_cache = False
         if use_cache and past_key_values is None:
             past_key_values = self._new_cache()
         step = _step_of(past_key_values, inputs_embeds, attention_mask)
@@ -140,12 +171,15 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             mask: Any = None
             if attention_mask is not None and not bool(attention_mask.all()):
                 mask = attention_mask[:, None, None].bool()  # (B, 1, 1, S)
-            if position_ids is None:
-                _, position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+            _, position_ids = self._positions(
+                inputs_embeds, attention_mask, past_key_values, position_ids
+            )
             with self._kernels():
                 logits = step(inputs_embeds, position_ids, mask, past_key_values)  # (B, 1, V)
         else:
-            key_positions, found = self._positions(inputs_embeds, attention_mask, past_key_values)
+            key_positions, position_ids = self._positions(
+                inputs_embeds, attention_mask, past_key_values, position_ids
+            )
             mask = create_causal_mask(
                 config=self.config,
                 inputs_embeds=inputs_embeds,
@@ -156,7 +190,7 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 mask = mask == 0
             hidden = self.decode(
                 inputs_embeds,
-                found if position_ids is None else position_ids,
+                position_ids,
                 mask=mask,
                 cache=past_key_values,
                 key_positions=key_positions,
@@ -218,10 +252,18 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_slot_mask: torch.Tensor | None,
         pixel_values: torch.Tensor | None,
         mm_encoder_outputs: dict[str, Any],
+        cache: Cache | None,
     ) -> torch.Tensor:
         if image_slot_mask is None:
             image_slot_mask = input_ids == self.config.image_token_id
         image = mm_encoder_outputs.get("image")
+        has_pictures = image is not None or pixel_values is not None
+        has_past = cache is not None and cache.get_seq_length() > 0
+        if has_pictures and has_past and not bool(image_slot_mask.any()):
+            raise ValueError(
+                "pixel_values came with a cache and new tokens without image slots: pictures "
+                "given before are in the cache; give pixel_values with their slots' tokens only"
+            )
         if image is None and pixel_values is not None:
             image = self.get_image_features(pixel_values)
         latents = None if image is None else image.pooler_output
@@ -232,15 +274,28 @@ class MllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
+        position_ids: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """int64 (B, S) of all keys, if padding is known, and (B, T): places among what is kept."""
+        """int64 (B, S) of the keys there are, if padding is known, and (B, T) of the queries.
+
+        Positions count what a mask keeps; `position_ids`, where they are given, go before.
+        """
         num_rows, num_new = inputs_embeds.shape[:2]
         if attention_mask is not None and attention_mask.dim() == 2:
             places = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-            return places, places[:, -num_new:]
+            return places, places[:, -num_new:] if position_ids is None else position_ids
         first = 0 if past_key_values is None else past_key_values.get_seq_length()
-        places = torch.arange(num_new, device=inputs_embeds.device) + first
-        return None, places.expand(num_rows, -1)
+        if position_ids is None:
+            places = torch.arange(num_new, device=inputs_embeds.device) + first
+            return None, places.expand(num_rows, -1)
+        if attention_mask is None or not self.config.blockwise_attention:
+            return None, position_ids
+        # `generate` makes such a mask for a static cache, whose free room lies behind the last
+        # query. Of the past, the last query sees all but padding.
+        last = attention_mask[:, 0, -1, :first]
+        seen = last if last.dtype == torch.bool else last == 0
+        past = (seen.long().cumsum(-1) - 1).clamp(min=0)
+        return torch.cat((past.expand(num_rows, -1), position_ids), 1), position_ids
 
 
 def _step_of(

@@ -26,7 +26,7 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from mllm.hf.image_processing_mllm import Picture
+from mllm.hf.image_processing_mllm import Picture, picture_path
 from mllm.hf.messages import completion_turns
 from tokenizer.specials import BOI_ID, BOS_ID, EOI_ID, EOS_ID, PAD_ID, SLOT_ID
 
@@ -199,13 +199,17 @@ class MllmProcessor(ProcessorMixin):
         """A batch from strings in which `<image>` stands for the next of `images`.
 
         Args:
-            images: one picture, a flat list for all rows in order, or one list a row.
+            images: one picture, a flat list for all rows in order, or one list a row. Here a
+                string is a picture's path.
             text: one string or one a row. Never put other people's text in it: use
                 `apply_chat_template` or `from_segments` for that.
-            settings: as of `collate`.
+            settings: as of `collate`; also within `text_kwargs` or `common_kwargs`, as
+                `transformers` sorts them.
 
         Raises:
-            ValueError: the number of `<image>` and of pictures differ (both are named).
+            ValueError: the number of `<image>` and of pictures differ (both are named), or a
+                picture is a URL.
+            TypeError: a setting that this processor does not have.
         """
         if text is None:
             raise ValueError("MllmProcessor needs `text`: one string or a list of strings")
@@ -218,7 +222,7 @@ class MllmProcessor(ProcessorMixin):
             for piece in others:
                 row += [next(pictures), piece]
             rows.append([segment for segment in row if not _is_empty(segment)])
-        return self.from_segments(rows, **settings)
+        return self.from_segments(rows, **flat_settings(settings))
 
     def apply_chat_template(  # type: ignore[override]
         self,
@@ -260,7 +264,9 @@ class MllmProcessor(ProcessorMixin):
                 "after a user's turn the template always asks for an answer: "
                 "add_generation_prompt=True, continue_final_message=False"
             )
-        settings = {"return_labels": return_labels, **settings, **(processor_kwargs or {})}
+        settings = flat_settings(
+            {"return_labels": return_labels, **settings, **(processor_kwargs or {})}
+        )
         prompts = []
         for messages in conversations:
             turns = completion_turns(messages)
@@ -273,6 +279,27 @@ class MllmProcessor(ProcessorMixin):
 
 def _is_empty(segment: PromptSegment) -> bool:
     return isinstance(segment, str) and not segment
+
+
+def flat_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with those inside `text_kwargs` and its like beside the others.
+
+    Pictures have no settings at a call: their size and how they are resized belong to the model.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key in ("text_kwargs", "common_kwargs"):
+            flat |= value or {}
+        elif key in ("images_kwargs", "videos_kwargs", "audio_kwargs"):
+            refused = sorted(set(value or {}) - {"return_tensors"})
+            if refused:
+                raise TypeError(
+                    f"{key}: {refused[0]} cannot be set at a call; pictures are resized as the "
+                    "model was trained (processor.image_processor), and it takes nothing else"
+                )
+        else:
+            flat[key] = value
+    return flat
 
 
 def flat_pictures(images: Any, texts: list[str]) -> list[Picture]:
@@ -290,9 +317,9 @@ def flat_pictures(images: Any, texts: list[str]) -> list[Picture]:
                 raise ValueError(
                     f"text {i} has {count} {IMAGE_PLACEHOLDER} but {len(group)} images"
                 )
-        return [picture for group in images for picture in group]
-    if sum(counts) != len(images):
+        images = [picture for group in images for picture in group]
+    elif sum(counts) != len(images):
         raise ValueError(
             f"the text has {sum(counts)} {IMAGE_PLACEHOLDER} but {len(images)} images were given"
         )
-    return list(images)
+    return [picture_path(item) if isinstance(item, str) else item for item in images]

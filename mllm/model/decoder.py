@@ -176,15 +176,15 @@ class Decoder(nn.Module):
         cache: Any | None,
     ) -> Blocks | None:
         """What blockwise attention needs, or None where all keys lie within the trained length."""
-        num_new = positions.shape[1]
-        num_keys = num_new + (0 if cache is None else cache.get_seq_length())
-        if mask is not None:
-            num_keys = mask.shape[-1]  # a static cache has room for more keys than there are
+        num_past = 0 if cache is None else int(cache.get_seq_length())
+        num_known = num_past + positions.shape[1]
+        # A static cache has room for more keys than there are, behind the last of them.
+        num_keys = num_known if mask is None else mask.shape[-1]
         if num_keys <= self.config.seq_len:
             return None
         if key_positions is None:
-            steps = torch.arange(num_keys, device=positions.device)
-            key_positions = positions[:, :1] - (num_keys - num_new) + steps  # (B, S)
+            steps = torch.arange(num_known, device=positions.device)
+            key_positions = positions[:, :1] - num_past + steps  # (B, num_known)
         # Room without keys is masked: any position will do.
         key_positions = F.pad(key_positions, (0, num_keys - key_positions.shape[1]))
         half, head_dim = self.config.seq_len // 2, self.config.head_dim

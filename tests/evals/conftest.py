@@ -125,6 +125,7 @@ class FakeModel:
     device = "cpu"
     dtype = "torch.float32"
     seq_len = 200
+    max_positions = 200
     num_latents = 4
     image_size = 16
     resize = "squash"

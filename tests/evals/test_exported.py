@@ -1,5 +1,7 @@
 """The real exported class behind the door, tiny and untrained, against the plain model."""
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +11,8 @@ import torch
 from corpora.document import ImageSegment, TextSegment
 from evals.api import Exemplar, GenerateRequest, Prompt, Query, RankRequest
 from evals.exported import ExportedModel, plain
-from evals.shots import num_positions
+from evals.shots import check_budget, num_positions
+from mllm.errors import UserError
 from mllm.hf.write import write_model
 from mllm.model.config import ModelConfig, VisionConfig
 from mllm.model.init import build
@@ -104,9 +107,48 @@ def test_text_longer_than_the_context_scores_every_token_once(export: SimpleName
     assert len(model.encode(texts[0])) > 128
 
 
-def test_the_fingerprint_changes_with_the_weights_only(export: SimpleNamespace, tmp_path: Path):
-    import shutil
+def test_blockwise_attention_in_config_json_lifts_every_limit(export, tmp_path: Path):
+    """Against the plain model on whole rows, without a cache."""
+    folder = Path(shutil.copytree(export.folder, tmp_path / "long"))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"blockwise_attention": True}))
+    model = ExportedModel(folder)
+    assert model.max_positions is None and model.fingerprint != export.model.fingerprint
 
+    def log_probs(ids: list[int], **pictures: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return model.model(input_ids=torch.tensor([ids]), **pictures).logits[0].log_softmax(-1)
+
+    texts = ["the quick brown fox. " * 60, "a lazy dog"]
+    for text, score in zip(texts, model.loglikelihood_rolling(texts), strict=True):
+        ids = model.encode(text)
+        rows = log_probs([BOS_ID, *ids[:-1]])
+        expected = sum(rows[t, token].item() for t, token in enumerate(ids))
+        assert score.num_tokens == len(ids) and score.ll == pytest.approx(expected, rel=1e-5)
+    assert len(model.encode(texts[0])) > 2 * model.seq_len
+
+    asked = prompt(2)
+    first = Exemplar("long", (*asked.shots[0].segments, TextSegment("a lazy dog. " * 60)))
+    asked = Prompt((first, asked.shots[1]), asked.query, asked.separator)
+    candidates = (" a red square", " a blue circle in the middle")
+    request = RankRequest(asked, candidates)
+    assert num_positions(asked, model) > model.seq_len
+    check_budget([asked], [10], model)
+    with pytest.raises(UserError, match="the model has 128"):
+        export.model.loglikelihood([request])
+    inputs = model.processor.from_segments([plain(asked)])
+    prefix = inputs["input_ids"][0].tolist()
+    (scores,) = model.loglikelihood([request])
+    for candidate, score in zip(candidates, scores, strict=True):
+        tail = model.encode(plain(asked)[-1] + candidate)[-score.num_tokens :]
+        rows = log_probs([*prefix, *tail], pixel_values=inputs["pixel_values"])
+        expected = sum(rows[len(prefix) + t - 1, token].item() for t, token in enumerate(tail))
+        assert score.ll == pytest.approx(expected, abs=1e-4)
+    (answer,) = model.generate_until([GenerateRequest(asked, max_new_tokens=6)])
+    assert answer.num_tokens == 6
+
+
+def test_the_fingerprint_changes_with_the_weights_only(export: SimpleNamespace, tmp_path: Path):
     copy = Path(shutil.copytree(export.folder, tmp_path / "copy"))
     (copy / "README.md").write_text("another card")
     assert ExportedModel(copy).fingerprint == export.model.fingerprint

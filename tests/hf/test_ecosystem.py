@@ -17,7 +17,7 @@ REGISTERED = """
 import json, sys
 export, picture = sys.argv[1:]
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
-import mllm.hf
+import mllm
 model = AutoModelForImageTextToText.from_pretrained(export)
 processor = AutoProcessor.from_pretrained(export)
 pipe = pipeline("image-text-to-text", model=export)

@@ -19,7 +19,7 @@ from mllm.hf.kosmos2 import from_kosmos2_config, to_kosmos2_config
 from mllm.hf.kosmos2_tokenizer import convert
 from mllm.hf.load import load_export, load_processor
 from mllm.hf.write import write_kosmos2
-from mllm.importing import import_kosmos2
+from mllm.importing import import_kosmos2, licence_of
 from mllm.model.attention import Documents
 from mllm.model.init import build
 from tests.hf.tiny import CONFIG, TEXT, make_tiny, picture, png
@@ -76,7 +76,8 @@ def test_an_exports_logits_are_ours_in_a_padded_batch(exported, side):
     torch.testing.assert_close(theirs[kept], ours[kept], **TOLERANCE)
 
 
-def test_documents_packed_into_one_row_have_kosmos2s_logits_of_each_alone(exported):
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_documents_packed_into_one_row_have_kosmos2s_logits_alone_and_padded(exported, side):
     prompts = [exported.processor.from_segments([row]) for row in ROWS]
     lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
     ids = torch.cat([prompt["input_ids"] for prompt in prompts], 1)
@@ -89,9 +90,34 @@ def test_documents_packed_into_one_row_have_kosmos2s_logits_of_each_alone(export
         )
         packed = exported.engine.head(hidden)[0].split(lengths)
     processor = load_processor(exported.kosmos2)
-    for row, ours in zip(ROWS, packed, strict=True):
+    inputs = processor.from_segments(ROWS, padding_side=side)
+    padded = kosmos2_logits(exported.theirs, inputs)
+    kept = inputs["attention_mask"].bool()
+    for row, ours, in_batch, mask in zip(ROWS, packed, padded, kept, strict=True):
         theirs = kosmos2_logits(exported.theirs, processor.from_segments([row]))[0]
         torch.testing.assert_close(theirs, ours, **TOLERANCE)
+        torch.testing.assert_close(in_batch[mask], ours, **TOLERANCE)
+
+
+def test_kosmos2_generates_a_padded_batch_rightly_without_a_cache_as_the_card_says(exported):
+    """Its cached `generate` counts padding among the positions; once it does not, the card may
+    leave its sentence out."""
+    inputs = load_processor(exported.kosmos2).from_segments(ROWS)
+    settings = {"output_logits": True, "return_dict_in_generate": True, "do_sample": False}
+    settings |= {"max_new_tokens": 2, "min_new_tokens": 2}
+
+    def second_logits(model, inputs, **more):
+        output = model.generate(
+            **inputs, generation_config=model.generation_config, **settings, **more
+        )
+        return output.logits[1]
+
+    ours = second_logits(exported.model, exported.processor.from_segments(ROWS))
+    theirs = second_logits(exported.theirs, inputs, use_cache=False)
+    torch.testing.assert_close(theirs, ours, **TOLERANCE)
+    is_padded = (inputs["attention_mask"] == 0).any(1)
+    differs = (second_logits(exported.theirs, inputs) - theirs).abs().amax(-1) > 0.1
+    assert torch.equal(differs, is_padded)
 
 
 def test_an_export_generates_with_the_processor_that_auto_processor_finds(exported):
@@ -215,6 +241,29 @@ def imported(foreign, tmp_path_factory):
     return out, model, processor, theirs, pieces
 
 
+@pytest.mark.parametrize(
+    ("readme", "config", "licence"),
+    [
+        ("---\ntags: [x]\nlicense: mit\n---\n# Kosmos-2\n---\n", {}, "mit"),
+        ("---\ntags: [x]\n---\n", {"license": "apache-2.0"}, "apache-2.0"),
+        ("---\nlicense: [a, b]\n---\n", {}, None),
+        ("---\nlicense: {a\n---\n", {}, None),
+        ("# no fields\n", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_the_card_carries_the_sources_licence(tmp_path, readme, config, licence):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if readme is not None:
+        (tmp_path / "README.md").write_text(readme)
+    assert licence_of(tmp_path) == licence
+
+
+def test_a_card_without_a_known_licence_says_where_to_look(imported):
+    card = (imported[0] / "README.md").read_text()
+    assert "\nlicense: other\n" in card and "See source: `kosmos-2-small` names none" in card
+
+
 def test_an_import_takes_all_sizes_from_the_config(imported):
     _, model, _, _, pieces = imported
     config = model.config.to_model_config()
@@ -243,22 +292,38 @@ def test_an_imports_logits_are_kosmos2s(imported, row):
     torch.testing.assert_close(ours, expected, **TOLERANCE)
 
 
-def test_an_imports_logits_are_kosmos2s_in_a_padded_batch_and_packed(imported):
-    _, model, processor, theirs, pieces = imported
-    our_columns, their_columns = columns(pieces, processor.tokenizer.get_vocab())
-    inputs = processor.from_segments(ROWS, padding_side="left")
+def padded_kosmos2_logits(imported, side):
+    """Kosmos-2's logits of ROWS as one batch padded on `side`, in our order of ids."""
+    _, _, processor, theirs, pieces = imported
+    _, their_columns = columns(pieces, processor.tokenizer.get_vocab())
+    rows = [kosmos2_ids(pieces, row, 5) for row in ROWS]
+    width = max(ids.shape[1] for ids, _ in rows)
+    padded = torch.full((len(rows), width), 1)
+    slots = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, (row_ids, row_slots) in enumerate(rows):
+        length = row_ids.shape[1]
+        place = slice(width - length, width) if side == "left" else slice(0, length)
+        padded[i, place] = row_ids
+        slots[i, place] = row_slots
+    inputs = {
+        "input_ids": padded,
+        "attention_mask": (padded != 1).long(),
+        "pixel_values": processor.from_segments(ROWS)["pixel_values"],
+        "image_embeds_position_mask": slots,
+    }
+    return kosmos2_logits(theirs, inputs)[..., their_columns]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_imports_logits_are_kosmos2s_in_a_padded_batch_and_packed(imported, side):
+    _, model, processor, _, pieces = imported
+    our_columns, _ = columns(pieces, processor.tokenizer.get_vocab())
+    inputs = processor.from_segments(ROWS, padding_side=side)
     alone = [processor.from_segments([row]) for row in ROWS]
     lengths = [prompt["input_ids"].shape[1] for prompt in alone]
     ids = torch.cat([prompt["input_ids"] for prompt in alone], 1)
     places = torch.cat([torch.arange(length) for length in lengths])[None]
     document_ids = torch.repeat_interleave(torch.arange(len(ROWS)), torch.tensor(lengths))[None]
-    rows = [kosmos2_ids(pieces, row, 5) for row in ROWS]
-    width = max(lengths)
-    padded = torch.full((len(rows), width), 1)
-    slots = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, (row_ids, row_slots) in enumerate(rows):
-        padded[i, width - row_ids.shape[1] :] = row_ids
-        slots[i, width - row_ids.shape[1] :] = row_slots
     with torch.no_grad():
         ours = model(**inputs).logits[..., our_columns]
         hidden = model.model(
@@ -269,15 +334,7 @@ def test_an_imports_logits_are_kosmos2s_in_a_padded_batch_and_packed(imported):
             documents=Documents(document_ids),
         )
         packed = model.model.head(hidden)[0][:, our_columns].split(lengths)
-    expected = kosmos2_logits(
-        theirs,
-        {
-            "input_ids": padded,
-            "attention_mask": (padded != 1).long(),
-            "pixel_values": inputs["pixel_values"],
-            "image_embeds_position_mask": slots,
-        },
-    )[..., their_columns]
+    expected = padded_kosmos2_logits(imported, side)
     kept = inputs["attention_mask"].bool()
     torch.testing.assert_close(ours[kept], expected[kept], **TOLERANCE)
     for row_logits, row, mask in zip(packed, expected, kept, strict=True):

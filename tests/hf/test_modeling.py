@@ -1,11 +1,12 @@
 """The exported class computes what the trainer's modules compute, in every way of calling it."""
 
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import StaticCache
+from transformers import StaticCache, Trainer, TrainingArguments
 
 from mllm.errors import UserError
 from mllm.hf.configuration_mllm import MllmConfig
@@ -148,6 +149,19 @@ def test_slots_without_pictures_are_refused_with_both_numbers(tiny):
         tiny.model(**inputs)
 
 
+def test_pictures_given_again_on_a_cache_are_refused_by_what_to_do(tiny):
+    inputs = tiny.processor.from_segments([[picture(1), "An image of"]])
+    pixels = inputs["pixel_values"]
+    with torch.no_grad():
+        output = tiny.model(**inputs, use_cache=True)
+        more = {"input_ids": inputs["input_ids"][:, -1:], "past_key_values": output.past_key_values}
+        with pytest.raises(ValueError, match="pictures given before are in the cache; give pixel"):
+            tiny.model(**more, pixel_values=pixels)
+        # A further picture with its slots goes on.
+        again = {"input_ids": inputs["input_ids"][:, 1:], "pixel_values": pixels}
+        tiny.model(**again, past_key_values=output.past_key_values)
+
+
 def test_specials_are_never_generated(tiny):
     tokens = generate(tiny, ROWS, do_sample=True, temperature=5.0, max_new_tokens=40)
     assert not set(tokens.flatten().tolist()) & {0, 3, 4, 5, 6, 7}
@@ -208,6 +222,72 @@ def test_a_new_model_is_initialised_as_the_trainer_does(tiny):
 def test_the_configuration_has_every_field_of_the_models_and_its_defaults():
     assert MllmConfig().to_model_config() == ModelConfig()
     assert MllmConfig().hidden_size == 2048
+
+
+def gradients(model, inputs):
+    model.zero_grad()
+    torch.manual_seed(0)  # dropout is at work
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+def test_activation_checkpointing_gives_equal_gradients_and_keeps_less(tiny):
+    model, processor = load_export(tiny.export)
+    model.double().train()
+    inputs = processor.from_segments(ROWS)
+
+    def kept_bytes():
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: sizes.append(x.numel()) or x, lambda x: x
+        ):
+            model(**inputs)
+        return sum(sizes)
+
+    expected, all_kept = gradients(model, inputs), kept_bytes()
+    assert not model.is_activation_checkpointing
+    model.activation_checkpointing_enable()
+    assert model.is_activation_checkpointing
+    assert model.model.decoder.activation_checkpointing == "full"
+    assert all(layer.gradient_checkpointing for layer in vision_layers(model))
+    assert kept_bytes() < all_kept / 2
+    found = gradients(model, inputs)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-9, rtol=0)
+    assert model(**inputs, use_cache=True).past_key_values is None
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+    with pytest.raises(ValueError, match=r"no cache while gradients.*checkpointing_disable\(\)"):
+        model(input_ids=inputs["input_ids"][:, -1:], past_key_values=cache)
+    with pytest.warns(FutureWarning, match="activation_checkpointing_disable"):
+        model.gradient_checkpointing_disable()
+    assert model.model.decoder.activation_checkpointing == "none"
+    assert not any(layer.gradient_checkpointing for layer in vision_layers(model))
+
+
+def vision_layers(model):
+    return model.model.vision.vision_model.encoder.layers
+
+
+def test_the_trainer_of_transformers_trains_with_checkpointing(tiny, tmp_path):
+    if find_spec("accelerate") is None:
+        with pytest.raises(ImportError, match="accelerate"):
+            TrainingArguments(str(tmp_path), activation_checkpointing=True)
+        return
+    model, processor = load_export(tiny.export)
+    settings = {"max_steps": 2, "report_to": [], "use_cpu": True, "save_strategy": "no"}
+    arguments = TrainingArguments(
+        str(tmp_path), activation_checkpointing=True, remove_unused_columns=False, **settings
+    )
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=ROWS,
+        data_collator=lambda rows: dict(processor.from_segments(rows, return_labels=True)),
+    )
+    assert trainer.train().training_loss > 0
+    assert model.model.decoder.activation_checkpointing == "full"
 
 
 def test_gradients_reach_every_parameter(tiny):

@@ -127,6 +127,90 @@ def test_what_is_no_picture_is_a_value_error(tiny):
         )
 
 
+def test_a_string_among_images_is_a_path_and_never_text(tiny, tmp_path):
+    path = tmp_path / "p.png"
+    path.write_bytes(png(7))
+    expected = tiny.processor.from_segments([[path, "red"]])
+    images = (str(path), [str(path)], [[str(path)]], path)
+    for batch in (tiny.processor(text="<image>red", images=image) for image in images):
+        assert torch.equal(batch["input_ids"], expected["input_ids"])
+        assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+
+
+def by_messages(tiny, **item):
+    messages = [{"role": "user", "content": [{"type": "image", **item}]}]
+    return tiny.processor.apply_chat_template(messages)
+
+
+def by_string(tiny, image):
+    return tiny.processor(text="<image>red", images=[image])
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.png", "data:image/png;base64,iVBORw0"])
+def test_nothing_is_fetched(tiny, url):
+    for call in (
+        lambda: by_string(tiny, url),
+        lambda: by_messages(tiny, image=url),
+        lambda: by_messages(tiny, path=url),
+        lambda: by_messages(tiny, url=url),
+        lambda: tiny.processor.image_processor(url),
+    ):
+        with pytest.raises(ValueError, match="nothing is fetched from the network"):
+            call()
+
+
+def test_what_is_taken_as_a_picture_is_named_where_something_else_came(tiny, tmp_path):
+    taken = "a PIL picture, encoded bytes, a local path, or a uint8 array"
+    array = np.asarray(picture(7))
+    for image, error, said in (
+        (torch.from_numpy(array.copy()), TypeError, "picture is a Tensor; give"),
+        (None, TypeError, "picture is a NoneType; give"),
+        (array / 255, ValueError, r"picture is a float64 array \(24, 24, 3\); give"),
+        (array.transpose(2, 0, 1), ValueError, r"picture is a uint8 array \(3, 24, 24\); give"),
+    ):
+        for way in (by_string, lambda tiny, image: by_messages(tiny, image=image)):
+            with pytest.raises(error, match=f"{said} {taken}"):
+                way(tiny, image)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    for name, said in (("gone.png", "No such file"), ("bad.png", "not a picture")):
+        with pytest.raises(ValueError, match=f"picture .*{name}: {said}") as raised:
+            by_string(tiny, str(tmp_path / name))
+        assert "\n" not in str(raised.value)
+    expected = by_string(tiny, picture(7))["pixel_values"]
+    assert torch.equal(by_string(tiny, array)["pixel_values"], expected)
+    grey, alpha = array[..., 0], np.concatenate((array, array[..., :1]), 2)
+    for other in (grey, alpha):
+        assert by_string(tiny, other)["pixel_values"].shape == expected.shape
+
+
+def test_settings_sorted_as_transformers_sorts_them_are_the_same(tiny):
+    texts = ["a", "red red red"]
+    plain = tiny.processor(text=texts, padding_side="right", return_tensors="np")
+    text_kwargs = {"padding_side": "right", "padding": True}
+    common = {"common_kwargs": {"return_tensors": "np"}, "images_kwargs": {}}
+    for batch in (
+        tiny.processor(text=texts, text_kwargs=text_kwargs, **common),
+        tiny.processor.apply_chat_template(
+            [[{"role": "user", "content": text}] for text in texts],
+            processor_kwargs={"text_kwargs": text_kwargs, **common},
+        ),
+    ):
+        assert isinstance(batch["input_ids"], np.ndarray)
+        assert (batch["input_ids"] == plain["input_ids"]).all()
+    with pytest.raises(TypeError, match="images_kwargs: do_resize cannot be set at a call"):
+        tiny.processor(text="a", images_kwargs={"do_resize": False})
+    with pytest.raises(TypeError, match="enable_thinking"):
+        tiny.processor(text="a", text_kwargs={"enable_thinking": True})
+
+
+@pytest.mark.parametrize("message", [{"role": "user", "content": None}, {"role": "user"}])
+def test_a_message_without_content_is_a_value_error(tiny, message):
+    with pytest.raises(ValueError, match=r"content is NoneType; it must be a text, or a list"):
+        tiny.processor.apply_chat_template([message])
+    with pytest.raises(ValueError, match="content item 'red' is neither"):
+        tiny.processor.apply_chat_template([{"role": "user", "content": ["red"]}])
+
+
 def question(answer=None):
     content = [{"type": "image", "image": picture(1)}, {"type": "text", "text": "is it red?"}]
     messages = [{"role": "user", "content": content}]

@@ -27,7 +27,7 @@ class Without:
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("mllm", "tokenizer", "corpora", "evals", "flash_attn",
-                                  "xformers", "deepspeed"):
+                                  "xformers", "deepspeed", "liger_kernel", "simplejpeg"):
             return None
         return self.finder.find_spec(name, path, target)
 
