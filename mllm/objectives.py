@@ -28,6 +28,10 @@ class LanguageModelling(nn.Module):
             float32 nats without gradient.
         """
         dtype = self.model.decoder.embed_tokens.weight.dtype
+        scored = batch.loss_mask.flatten().nonzero().flatten()  # (N,)
+        is_dummy = len(scored) == 0
+        if is_dummy:  # the head runs on every rank, on one position that does not count
+            scored = scored.new_zeros(1)
         hidden = self.model(
             batch.token_ids,
             batch.slot_mask,
@@ -36,12 +40,10 @@ class LanguageModelling(nn.Module):
             num_images=batch.num_images,
             documents=Documents(batch.document_ids),
             row_seeds=batch.row_seeds,
-        )
-        if batch.loss_mask.any():
-            return self.model.head(hidden[batch.loss_mask], batch.target_ids[batch.loss_mask])
-        # The head runs on every rank, on one position that does not count.
-        loss_sum, losses = self.model.head(hidden[0, :1], batch.target_ids[0, :1])
-        return loss_sum * 0, losses[:0]
+            kept=scored,
+        )  # (N, D)
+        loss_sum, losses = self.model.head(hidden, batch.target_ids.flatten()[scored])
+        return (loss_sum * 0, losses[:0]) if is_dummy else (loss_sum, losses)
 
 
 class Contrastive(nn.Module):

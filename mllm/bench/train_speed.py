@@ -151,6 +151,7 @@ def packed_steps(config: ModelConfig, batches: list[PackedBatch]) -> Callable[[]
     def work() -> None:
         for token_ids, positions, document_ids, slot_mask, scored in batches:
             pictures = int(slot_mask.sum()) // config.num_latents
+            kept = scored.flatten().nonzero().flatten()
             hidden = model(
                 token_ids,
                 slot_mask,
@@ -158,9 +159,10 @@ def packed_steps(config: ModelConfig, batches: list[PackedBatch]) -> Callable[[]
                 positions,
                 num_images=pictures,
                 documents=Documents(document_ids),
+                kept=kept,
             )
-            loss, _ = model.head(hidden[scored], token_ids.roll(-1, 1)[scored])
-            (loss / int(scored.sum())).backward()
+            loss, _ = model.head(hidden, token_ids.roll(-1, 1).flatten()[kept])
+            (loss / len(kept)).backward()
         optimizer.step()
         optimizer.zero_grad()
 

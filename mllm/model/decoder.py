@@ -91,16 +91,27 @@ class DecoderLayer(nn.Module):
         self.dropout = config.dropout
 
     def forward(
-        self, hidden: torch.Tensor, dropout_keys: torch.Tensor | None, *context: Any
+        self,
+        hidden: torch.Tensor,
+        dropout_keys: torch.Tensor | None,
+        kept: torch.Tensor | None,
+        *context: Any,
     ) -> torch.Tensor:
         """hidden (B, T, D), dropout_keys int64 (2, B) of both sublayers or None; returns (B, T, D).
 
         Keys are an argument, not made here from the layer's number: all layers compile as one.
+        With `kept`, as of `Decoder.forward`, other positions stop after the attention.
         """
         attention_keys, ffn_keys = (None, None) if dropout_keys is None else dropout_keys
         out = self.self_attn(self.self_attn_layer_norm(hidden), *context)
         hidden = hidden + dropout(out, self.dropout, attention_keys, is_training=self.training)
-        out = self.ffn(self.final_layer_norm(hidden))
+        if kept is None:
+            out = self.ffn(self.final_layer_norm(hidden))
+        else:
+            out = self.ffn(self.final_layer_norm(hidden.flatten(0, 1).index_select(0, kept)))
+            # In its place: dropout's masks are those of whole rows.
+            flat = out.new_zeros(hidden.shape[:2].numel(), out.shape[-1])
+            out = flat.index_copy(0, kept, out).view_as(hidden)
         return hidden + dropout(out, self.dropout, ffn_keys, is_training=self.training)
 
 
@@ -127,6 +138,7 @@ class Decoder(nn.Module):
         cache: Any | None = None,
         key_positions: torch.Tensor | None = None,
         row_seeds: torch.Tensor | None = None,
+        kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -140,9 +152,12 @@ class Decoder(nn.Module):
             row_seeds: int64 (B,), what each row's dropout masks follow from, whatever rows it is
                 computed with; None leaves them to torch's generator. Not those of attention
                 probabilities: see `attention`.
+            kept: int64 (N,), places in B * T whose hidden states are wanted; all (None). Half the
+                positions of a mixture with pictures are not scored, and what nobody looks at is
+                not computed in the last layer.
 
         Returns:
-            Hidden states (B, T, D) after the last LayerNorm.
+            Hidden states (B, T, D) after the last LayerNorm, or (N, D) of those kept.
         """
         config = self.config
         # Everything is scaled, pictures included (kosmos-2 code).
@@ -165,7 +180,11 @@ class Decoder(nn.Module):
         context = (xpos, documents, mask, blocks, cache, self.attention_backend)
         for number, layer in enumerate(self.layers):
             own_keys = None if keys is None else keys[1 + 2 * number : 3 + 2 * number]
-            hidden = run_block(layer, self.activation_checkpointing, hidden, own_keys, *context)
+            is_last = number + 1 == len(self.layers)
+            mode, own_kept = self.activation_checkpointing, kept if is_last else None
+            hidden = run_block(layer, mode, hidden, own_keys, own_kept, *context)
+        if kept is not None:
+            hidden = hidden.flatten(0, 1).index_select(0, kept)
         return self.layer_norm(hidden)
 
     def _blocks(

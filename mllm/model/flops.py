@@ -39,7 +39,7 @@ def forward_flops(
     Args:
         document_lengths: positions of each document; documents do not see each other.
         num_images: pictures that are encoded.
-        num_scored: positions for which logits are computed.
+        num_scored: positions for which logits are computed, and the last layer's FFN.
     """
     vision, dim, latents = config.vision, config.model_dim, config.num_latents
     encoder = _stem(vision) + vision.num_layers * _vision_block(vision)
@@ -47,10 +47,12 @@ def forward_flops(
     attention = 4 * (latents + context) * dim * dim + 4 * latents * context * dim
     if config.resampler == "perceiver":
         attention = config.resampler_layers * (attention + 2 * latents * 2 * dim * 4 * dim)
+    decoder = config.num_layers * _block(dim, config.ffn_dim, document_lengths)
+    decoder -= (sum(document_lengths) - num_scored) * 4 * dim * config.ffn_dim
     return {
         "vision": num_images * encoder,
         "resampler": num_images * (_dense(config) + attention),
-        "decoder": config.num_layers * _block(dim, config.ffn_dim, document_lengths),
+        "decoder": decoder,
         "head": 2 * num_scored * dim * config.vocab_size,
     }
 

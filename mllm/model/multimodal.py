@@ -94,8 +94,9 @@ class MultimodalModel(nn.Module):
         mask: torch.Tensor | None = None,
         cache: Any | None = None,
         row_seeds: torch.Tensor | None = None,
+        kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states (B, T, D) of packed or padded rows.
+        """Hidden states (B, T, D), or (N, D) of those kept, of packed or padded rows.
 
         The vision encoder runs exactly once, on a dummy picture where a batch has none: ZeRO 2
         and 3 wait for every module on every rank. The dummy's output is multiplied by zero.
@@ -106,7 +107,7 @@ class MultimodalModel(nn.Module):
             pixels: float (I, 3, S, S), I >= 1, normalised.
             positions: int64 (B, T).
             num_images: real pictures among I: all of them (None), or 0 for a dummy.
-            documents, mask, cache, row_seeds: as in `Decoder.forward`.
+            documents, mask, cache, row_seeds, kept: as in `Decoder.forward`.
         """
         latents = self.encode_images(pixels)
         if num_images == 0:
@@ -121,4 +122,5 @@ class MultimodalModel(nn.Module):
             mask=mask,
             cache=cache,
             row_seeds=row_seeds,
+            kept=kept,
         )

@@ -160,3 +160,33 @@ def test_documents_in_a_row_do_not_see_each_other(model: MultimodalModel) -> Non
 
     assert not others_moved(document_ids)
     assert others_moved(one_document)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_kept_positions_are_as_among_all_with_gradients_and_dropout(
+    rate: float, checkpointing: str
+) -> None:
+    model = build(tiny(dropout=rate), seed=1).train()
+    model.decoder.activation_checkpointing = checkpointing  # type: ignore[assignment]
+    rows = [packed_row(lengths, 64) for lengths in ([7, 30, 1, 17], [64])]
+    document_ids, positions = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    embeddings = torch.randn(2, 64, 48, requires_grad=True)
+    kept = torch.tensor([3, 40, 41, 127])
+    weights = torch.randn(4, 48)
+    found = []
+    for choice in (None, kept):
+        hidden = model.decoder(
+            embeddings,
+            positions,
+            documents=Documents(document_ids),
+            row_seeds=torch.tensor([5, 6]),
+            kept=choice,
+        )
+        if choice is None:
+            hidden = hidden.flatten(0, 1)[kept]
+        parameters = [p for p in model.decoder.parameters() if p is not model.head.weight]
+        grads = torch.autograd.grad((hidden * weights).sum(), [embeddings, *parameters])
+        found.append([hidden, *grads])
+    for whole, alone in zip(*found, strict=True):
+        assert (whole - alone).abs().max() < 1e-4 * whole.abs().max().clamp(min=1)

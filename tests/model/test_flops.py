@@ -38,12 +38,12 @@ def counted(config: ModelConfig, *, train_last_blocks: int | None) -> dict[str, 
             slot_mask,
             torch.randn(NUM_IMAGES, 3, 16, 16),
             torch.arange(LENGTH).expand(2, -1),
+            kept=torch.arange(NUM_SCORED),
         )
-        flat = hidden.flatten(0, 1)[:NUM_SCORED]
         if train_last_blocks is None:
-            model.head(flat)
+            model.head(hidden)
         else:
-            model.head(flat, token_ids.flatten()[:NUM_SCORED])[0].backward()
+            model.head(hidden, token_ids.flatten()[:NUM_SCORED])[0].backward()
     whole = counter.get_flop_counts()
     parts = {
         name: sum(whole.get(f"MultimodalModel.{name}", {}).values())
