@@ -2,8 +2,8 @@
 
 Same documents, sizes, dtype, threads and optimizer, nothing compiled; `attn_implementation="sdpa"`.
 The documents are those of the demo's mixture where it is built (`make demo`), else drawn with
-lengths like its. Kosmos-2 gets them as they come, eight a batch; sorted by length, eight a batch, as
-`transformers`' Trainer groups them; and, harder to beat, sorted by length into batches of about as
+lengths like its. Kosmos-2 gets them as they come, eight a batch; by length, eight a batch, as
+`transformers`' Trainer groups them; and, harder to beat, by length in batches of about as
 many positions as ours. A step goes over all documents, batch by batch.
 """
 
