@@ -161,6 +161,8 @@ ALLOWED_ON_RESUME = {
     "train.attention_backend",
     "train.activation_checkpointing",
     "train.compile",
+    "zero.stage",  # and the number of ranks: reshape.py
+    "zero.config",
 }
 WARNED_ON_RESUME = {
     "train.num_steps": "the learning-rate schedule bends here",
