@@ -6,6 +6,7 @@ as DeepSpeed's own gathering calls tell it; losses with those of a run that noth
 """
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -24,26 +25,34 @@ from mllm.reshape import SavedState
 from tests.conftest import World
 
 SCRIPT = Path(__file__).with_name("world_changes.py")
-# Seen: 1e-7 (fp32). bf16 rounds other sums on another number of ranks.
+# Seen: 2e-9 (fp32, 2 ranks under ZeRO-1 to 1 under ZeRO-3). bf16 rounds other sums on another number of ranks.
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-3}
 
 Leg = tuple[str, int, str, str | None, int]
 
 
 def launch(world: World, out: Path, num_ranks: int, legs: list[Leg]) -> str:
-    launcher = Path(sys.executable).with_name("deepspeed")
-    by_launcher = [str(launcher), "--master_port", str(free_port()), "--num_accelerators", "2"]
-    done = subprocess.run(
-        [
-            *(by_launcher if num_ranks == 2 else [sys.executable]),
-            *(str(SCRIPT), str(world.root), str(out), json.dumps(legs)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=1500,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    """Runs `legs` on ranks of their own, without a launcher's own seconds. Rank 0's output."""
+    shared = {
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    command = [sys.executable, str(SCRIPT), str(world.root), str(out), json.dumps(legs)]
+    logs = [out / f"rank{rank}-of-{num_ranks}.log" for rank in range(num_ranks)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with open(log, "w") as file:
+            ranks.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
+    try:
+        codes = [process.wait(2400) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert not any(codes), "\n".join(log.read_text()[-3000:] for log in logs)
+    return logs[0].read_text()
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -82,12 +91,12 @@ CHAINS: dict[int, list[Leg]] = {
     1: [
         ("fp32-1-3", 3, "fp32", "whole-fp32", 2),
         ("fp32-1-0", 0, "fp32", "whole-fp32", 2),
-        ("bf16-1-3", 3, "bf16", "whole-bf16", 2),
+        ("bf16-1-2", 2, "bf16", "whole-bf16", 2),
     ],
     2: [
         ("fp32-1-3-2", 2, "fp32", "fp32-1-3", 4),
         ("fp32-1-0-3", 3, "fp32", "fp32-1-0", 4),
-        ("bf16-1-3-1", 1, "bf16", "bf16-1-3", 4),
+        ("bf16-1-2-1", 1, "bf16", "bf16-1-2", 4),
     ],
 }
 WHOLE: list[Leg] = [(f"whole-{p}", 1, p, None, 0) for p in ("fp32", "bf16")]

@@ -1,12 +1,12 @@
 """Runs that go on on another number of ranks or under another ZeRO stage, several in one launch.
 
-    deepspeed --num_accelerators 2 tests/world_changes.py WORLD OUT LEGS
+    python tests/world_changes.py WORLD OUT LEGS
 
 WORLD is the tiny world of conftest.py, OUT the folder of the runs. LEGS is JSON, a list of
 [run, zero stage, precision, earlier run or null, step]: `run` is a copy of the earlier run as it
 was at that step, and goes to its end. Beside what a run leaves, `saved-N.pt` in it is what
 DeepSpeed says that all ranks together hold at the checkpoint of step N, and `loaded-N.pt` what they
-hold after resuming from it.
+hold after resuming from it. Several ranks are told so by RANK, WORLD_SIZE and their like.
 """
 
 import json
@@ -22,10 +22,11 @@ import torch
 import torch.distributed as torch_dist
 from torch import nn
 
+import mllm.train
 from mllm import checkpoint, dist, engine
 from mllm.config import Config
 from mllm.engine import Engine, init_distributed
-from mllm.train import train
+from mllm.stages import Stage
 from tests.scenarios import pretrain_config, with_stage, without_dropout
 
 WEIGHT_DECAY = {0.5: 3.0, 1.0: 1.0}  # by lr scale: large, so that losses tell them apart
@@ -37,6 +38,7 @@ def main(world: Path, out: Path, legs: list[tuple[str, int, str, str | None, int
     init_distributed()
     _plant_two_decays()
     _plant_a_skipped_step()
+    _plant_frozen_weights()
     _take_snapshots()
     for name, stage, precision, earlier, step in legs:
         if earlier and dist.rank() == 0:
@@ -47,7 +49,7 @@ def main(world: Path, out: Path, legs: list[tuple[str, int, str, str | None, int
         dist.barrier()
         config = with_stage(pretrain_config(world, out / name), stage, precision)
         config = replace(config, train=replace(config.train, num_steps=5, checkpoint_every=2))
-        train(without_dropout(config))
+        mllm.train.train(without_dropout(config))
         dist.barrier()
 
 
@@ -72,6 +74,22 @@ def _plant_a_skipped_step() -> None:
         backward(self, loss * float("nan") if is_skipped else loss)
 
     Engine.backward = backward_or_nan  # type: ignore[method-assign]
+
+
+def _plant_frozen_weights() -> None:
+    """A new run has other ones than its seed gives, as after `init_from`; a resumed one loads."""
+    build = mllm.train.build_stage
+
+    def build_and_scale(config: Config) -> Stage:
+        stage = build(config)
+        frozen = [p for p in stage.objective.parameters() if not p.requires_grad]
+        assert frozen
+        if not (Path(config.run_dir) / "checkpoints").exists():
+            for parameter in frozen:
+                parameter.data.mul_(1.25)
+        return stage
+
+    mllm.train.build_stage = build_and_scale
 
 
 def _take_snapshots() -> None:
@@ -128,5 +146,4 @@ def _snapshot(held: Engine, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
-    main(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
