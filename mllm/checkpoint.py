@@ -238,6 +238,8 @@ def resume(checkpoint: Path, engine: Engine) -> TrainState:
             engine.trainable_sizes,
             read_states,
         )
+        if parts.step is None and saved.applied_steps:  # offloaded to where the ranks ran
+            problem = f"{checkpoint} has no optimizer states in it; start it with {was}, as before"
     except UserError as error:
         problem = str(error)
     if problem := dist.first_problem(problem):  # else the others would wait for this rank

@@ -148,16 +148,22 @@ class Engine:
     def micro_step(self) -> None:
         """Tells DeepSpeed that a micro-step is over; the last one of a step updates parameters."""
         if self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
-            self._check_gradients()
-        self._engine.step()
+            self._step_stage_0()
+        else:
+            self._engine.step()
 
-    def _check_gradients(self) -> None:
+    def _step_stage_0(self) -> None:
         """Stage 0 neither reports a norm nor checks for NaN: without gradients, nothing moves."""
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         self._stage0_norm = float(torch.nn.utils.get_total_norm(gradients))
+        config = self._engine._config
+        clip = config.gradient_clipping
         if not math.isfinite(self._stage0_norm):
             for parameter in self.module.parameters():
                 parameter.grad = None
+            config.gradient_clipping = 0.0  # it fails where there is nothing to clip
+        self._engine.step()
+        config.gradient_clipping = clip
 
     def set_learning_rate(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -205,7 +211,7 @@ class Engine:
         """What stands against `fill`, or None."""
         zero = self.settings["zero_optimization"]
         for key in ("offload_optimizer", "offload_param"):
-            if zero.get(key, {}).get("device") == "nvme":
+            if (zero.get(key) or {}).get("device") == "nvme":
                 return f"{key} to nvme"
         return "fp16 with zero.stage 0" if (self.precision, self.stage) == ("fp16", 0) else None
 

@@ -10,7 +10,8 @@ needed: lr and decay of each group come from the config, which may not change th
 DeepSpeed's universal files were the other way. They are a second copy of the states, several files
 for each parameter and rank, made before training starts; stage 0 cannot be converted; 1 <-> 3 needs
 their global files rewritten; the load into ZeRO-3 puts the first group's lr and decay on every
-group and shares one step counter among parameters; frozen weights are not in them.
+group and shares one step counter among parameters; frozen weights are not in them. Nor is its
+`safe_get_full_optimizer_state` of use: under ZeRO 1 and 2 it knows the first group only (0.19.8).
 
 The files are pickles, read as data (`weights_only`) with the few classes that `engine.py` names.
 """

@@ -66,7 +66,11 @@ def train(config: Config) -> int:
     engine = Engine(stage.objective, config, config.train.precision)
     dist.say(f"stage {config.stage} in {run_dir}: {_sizes(stage, engine, config)}{init_note}")
 
-    state = TrainState(0, 0, 0, dist.world_size(), engine.stage, engine.zero_fingerprint)
+    state = TrainState(
+        world_size=dist.world_size(),
+        zero_stage=engine.stage,
+        zero_fingerprint=engine.zero_fingerprint,
+    )
     if resume_point is not None:
         state = checkpoint.resume(resume_point, engine)
         where = str(run_dir / "stream.json")
