@@ -73,9 +73,10 @@ def check(out: Path, leg: Leg) -> None:
         assert loaded[key].keys() == saved[key].keys() and saved[key]
         for part in saved[key]:
             assert torch.equal(loaded[key][part], saved[key][part]), (key, part)
-    for key in ("steps", "groups", "counts"):
-        assert loaded[key] == saved[key], key
-    assert saved["steps"] == [step // 2] and saved["counts"][2] == step // 2  # half were skipped
+    assert loaded["groups"] == saved["groups"]
+    # Half of the steps were skipped, which DeepSpeed's own counts tell but under stage 0.
+    assert loaded["steps"] == saved["steps"] == [step // 2]
+    assert loaded["counts"] == [step, 4 * step, step // 2]
     decays = {group["lr_scale"]: group["weight_decay"] for group in loaded["groups"]}
     assert decays == {0.5: 3.0, 1.0: 1.0}
     ours, whole = losses(out / name), losses(out / f"whole-{precision}")
