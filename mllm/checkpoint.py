@@ -12,7 +12,8 @@ checkpoints/step-00000100/
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mllm import dist
-from mllm.engine import Engine
+from mllm.engine import Engine, read_states
 from mllm.errors import UserError
 from mllm.files import fsync_dir, sha256_file, write_aside, write_json
+from mllm.reshape import SavedState
 
 DEEPSPEED_TAG = "deepspeed"
 EMBEDDING = "decoder.embed_tokens.weight"
@@ -38,8 +40,10 @@ class TrainState:
     step: int = 0  # steps done
     applied_steps: int = 0  # those that moved the weights; the schedule counts these
     skipped_in_a_row: int = 0
+    # What wrote the checkpoint; the same reads it bit by bit.
     world_size: int = 1
     zero_stage: int = 1
+    zero_fingerprint: str = ""
 
 
 def save(
@@ -198,24 +202,60 @@ def latest(path: str | Path) -> Path:
 
 
 def resume(checkpoint: Path, engine: Engine) -> TrainState:
-    """Loads everything. All ranks call it, with the same world size and ZeRO stage as saved.
+    """Loads everything. All ranks call it.
+
+    The ranks, ZeRO stage and settings that wrote it read it back bit by bit; others fill
+    themselves from its parts (reshape.py).
 
     Raises:
-        UserError: another world size or ZeRO stage.
+        UserError: others, where a file of it cannot be read or the engine cannot be filled.
     """
-    state = TrainState(**json.loads((checkpoint / "state.json").read_text()))
-    if state.world_size != dist.world_size():
+    saved = TrainState(**json.loads((checkpoint / "state.json").read_text()))
+    state = replace(
+        saved,
+        world_size=dist.world_size(),
+        zero_stage=engine.stage,
+        zero_fingerprint=engine.zero_fingerprint,
+    )
+    if state == saved:
+        engine.load(checkpoint, DEEPSPEED_TAG)
+        dist.say(f"resumed from {checkpoint} at step {state.step}")
+        return state
+    started = time.monotonic()
+    was, now = _setting(saved), _setting(state)
+    if reason := engine.why_not_fill():
         raise UserError(
-            f"{checkpoint} was written by {state.world_size} ranks, this run has "
-            f"{dist.world_size()}; start it with {state.world_size}"
+            f"{checkpoint} was written by {was}, this run has {now}, which {reason} does not "
+            f"take over; start it with {was} and the same zero.config"
         )
-    if state.zero_stage != engine.stage:
-        raise UserError(
-            f"{checkpoint} was written with zero.stage {state.zero_stage}, the config has "
-            f"{engine.stage}; resume with {state.zero_stage}"
+    problem = None
+    try:
+        parts = SavedState(
+            checkpoint,
+            checkpoint / DEEPSPEED_TAG,
+            saved.world_size,
+            saved.zero_stage,
+            engine.trainable_sizes,
+            read_states,
         )
-    engine.load(checkpoint, DEEPSPEED_TAG)
+        if parts.step is None and saved.applied_steps:  # offloaded to where the ranks ran
+            problem = f"{checkpoint} has no optimizer states in it; start it with {was}, as before"
+    except UserError as error:
+        problem = str(error)
+    if problem := dist.first_problem(problem):  # else the others would wait for this rank
+        raise UserError(problem)
+    engine.fill(parts, state.step, state.step - state.applied_steps)
+    dist.barrier()
+    dist.say(
+        f"resumed from {checkpoint} at step {state.step}, written by {was}; now {now}: "
+        f"converted in {time.monotonic() - started:.1f} s"
+    )
     return state
+
+
+def _setting(state: TrainState) -> str:
+    ranks = "1 rank" if state.world_size == 1 else f"{state.world_size} ranks"
+    return f"{ranks} with ZeRO-{state.zero_stage}"
 
 
 def init_from(module: nn.Module, source: str | Path) -> tuple[int, list[str]]:

@@ -165,6 +165,8 @@ ALLOWED_ON_RESUME = {
     "train.activation_checkpointing",
     "train.compile",
     "train.deterministic",
+    "zero.stage",  # and the number of ranks: reshape.py
+    "zero.config",
 }
 WARNED_ON_RESUME = {
     "train.num_steps": "the learning-rate schedule bends here",

@@ -73,6 +73,15 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def first_problem(problem: str | None) -> str | None:
+    """The lowest rank's problem, everywhere, so that all ranks stop by it. None: none has one."""
+    problems: list[str | None] = [problem]
+    if world_size() > 1:
+        problems = [None] * world_size()
+        torch_dist.all_gather_object(problems, problem)
+    return next((text for text in problems if text is not None), None)
+
+
 def barrier() -> None:
     if world_size() > 1:
         torch_dist.barrier()

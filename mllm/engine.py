@@ -1,7 +1,8 @@
 """The only file that imports deepspeed: builds the engine, takes a step, saves and loads its state.
 
 DeepSpeed's own checkpoint files are pickles. They are read back only from a run folder whose
-manifest verifies, and are to be trusted like code.
+manifest verifies, and are to be trusted like code. Where they are read for another world size or
+ZeRO stage (reshape.py), only classes named here are unpickled.
 """
 
 import importlib.util
@@ -9,6 +10,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ from torch import nn
 from mllm import dist
 from mllm.config import Config, Precision
 from mllm.errors import UserError
+from mllm.files import fingerprint
 from mllm.optim import build_optimizer
+from mllm.reshape import MOMENTS, SavedState
 
 ZERO_CONFIG_DIR = Path(__file__).resolve().parent.parent / "deepspeed_configs"
 
@@ -145,13 +149,26 @@ class Engine:
         self.stage = config.zero.stage
         self.settings = deepspeed_config(config, precision, dist.world_size())
         self.grad_accum_steps: int = self.settings["gradient_accumulation_steps"]
+        optimizer = build_optimizer(module, config)
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        # Elements of each trainable parameter, in the order of the optimizer's groups.
+        self.trainable_sizes: dict[str, int] = {
+            names[parameter]: parameter.numel()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(module, config),
+            optimizer=optimizer,
             config=self.settings,
         )
         self.module = module
         self._stage0_norm = math.nan
+
+    @property
+    def zero_fingerprint(self) -> str:
+        """Of what decides how ranks lay out what they save, `world_size` and precision apart."""
+        return fingerprint(self.settings["zero_optimization"])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._engine(*args, **kwargs)
@@ -167,16 +184,22 @@ class Engine:
     def micro_step(self) -> None:
         """Tells DeepSpeed that a micro-step is over; the last one of a step updates parameters."""
         if self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
-            self._check_gradients()
-        self._engine.step()
+            self._step_stage_0()
+        else:
+            self._engine.step()
 
-    def _check_gradients(self) -> None:
+    def _step_stage_0(self) -> None:
         """Stage 0 neither reports a norm nor checks for NaN: without gradients, nothing moves."""
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         self._stage0_norm = float(torch.nn.utils.get_total_norm(gradients))
+        config = self._engine._config
+        clip = config.gradient_clipping
         if not math.isfinite(self._stage0_norm):
             for parameter in self.module.parameters():
                 parameter.grad = None
+            config.gradient_clipping = 0.0  # it fails where there is nothing to clip
+        self._engine.step()
+        config.gradient_clipping = clip
 
     def set_learning_rate(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -217,8 +240,72 @@ class Engine:
             raise problems[0]
 
     def load(self, folder: Path, tag: str) -> None:
-        """Reads what `save` wrote at the same world size and ZeRO stage."""
+        """Reads what `save` wrote at the same world size and with the same ZeRO settings."""
         self._engine.load_checkpoint(str(folder), tag=tag)
+
+    def why_not_fill(self) -> str | None:
+        """What stands against `fill`, or None."""
+        zero = self.settings["zero_optimization"]
+        for key in ("offload_optimizer", "offload_param"):
+            if (zero.get(key) or {}).get("device") == "nvme":
+                return f"{key} to nvme"
+        return "fp16 with zero.stage 0" if (self.precision, self.stage) == ("fp16", 0) else None
+
+    @torch.no_grad()
+    def fill(self, saved: SavedState, num_steps: int, num_skipped: int) -> None:
+        """Takes over what other ranks or another ZeRO stage saved. All ranks call it, once built.
+
+        Each rank reads the weights, which it holds whole under stages 0 to 2, and of moments what
+        it keeps. Parameter groups are as the config made them.
+        """
+        from deepspeed.runtime.zero import GatheredParameters
+
+        for name, parameter in self.module.named_parameters():
+            # Under ZeRO-3, rank 0's value is what all ranks get.
+            with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+                if self.stage < 3 or dist.rank() == 0:
+                    parameter.copy_(saved.weight(name))
+        optimizer = self._optimizer if self.stage == 0 else self._optimizer.optimizer  # AdamW
+        for name, start, numel, vector, offset in self._pieces():
+            vector.view(-1)[offset : offset + numel] = saved.weight(name).view(-1)[start:][:numel]
+            if saved.step is None:
+                continue
+            state = optimizer.state[vector]
+            if not state:  # AdamW makes it at its first step; each has a `step` of its own
+                state["step"] = torch.tensor(saved.step)
+                state.update({key: torch.zeros_like(vector) for key in MOMENTS})
+            for key in MOMENTS:
+                run = saved.moment(name, key, start, numel)
+                state[key].view(-1)[offset : offset + numel] = run
+        if self.precision == "fp16":
+            self._optimizer.loss_scaler = saved.loss_scaler
+        self._engine.global_steps = num_steps
+        self._engine.global_samples = num_steps * self.settings["train_batch_size"]
+        self._engine.skipped_steps = num_skipped
+
+    def _pieces(self) -> Iterator[tuple[str, int, int, torch.Tensor, int]]:
+        """What this rank keeps in float32 of each trainable parameter.
+
+        Yields:
+            Name, start in the flattened parameter, elements, the vector that holds them and that
+            AdamW updates, offset in it.
+        """
+        optimizer = self._optimizer
+        parameters: dict[str, Any] = dict(self.module.named_parameters())
+        for name in self.trainable_sizes:
+            parameter = parameters[name]
+            if self.stage == 0:
+                yield name, 0, parameter.numel(), parameter, 0
+            elif self.stage == 3:
+                param_id = optimizer.get_param_id(parameter)
+                group, offset, share = optimizer.grad_position[param_id]
+                start = share * dist.rank()  # the last ranks' shares are padded
+                numel = max(0, min(share, self.trainable_sizes[name] - start))
+                yield name, start, numel, optimizer.fp32_partitioned_groups_flat[group], offset
+            elif (own := parameter._hp_mapping) is not None:
+                vector = optimizer.param_groups[own.param_group_index]["params"][0]
+                run = own.lp_fragment_address
+                yield name, run.start, run.numel, vector, own.hp_fragment_address.start
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         """float32 weights of the whole module, on the CPU; empty but on rank 0. All ranks call it.
@@ -240,6 +327,17 @@ class Engine:
             if dist.rank() == 0:
                 weights[name] = value
         return weights
+
+
+def read_states(path: Path) -> Any:
+    """A file of DeepSpeed's, memory-mapped; tensors, plain values and four classes, no code."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    known = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    with torch.serialization.safe_globals(known):
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
 def init_distributed() -> None:

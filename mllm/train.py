@@ -67,10 +67,13 @@ def train(config: Config) -> int:
     engine = Engine(stage.objective, config, config.train.precision)
     dist.say(f"stage {config.stage} in {run_dir}: {_sizes(stage, engine, config)}{init_note}")
 
-    state = TrainState(world_size=dist.world_size(), zero_stage=config.zero.stage)
+    state = TrainState(
+        world_size=dist.world_size(),
+        zero_stage=engine.stage,
+        zero_fingerprint=engine.zero_fingerprint,
+    )
     if resume_point is not None:
         state = checkpoint.resume(resume_point, engine)
-        dist.say(f"resumed from {resume_point} at step {state.step}")
         where = str(run_dir / "stream.json")
         for note in stage.stream.resume(read_stream_state(run_dir), state.step, where):
             dist.say(f"mllm: {note}")

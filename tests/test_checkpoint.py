@@ -17,6 +17,8 @@ class FakeEngine:
     """Writes what an engine would write; `disk_is_full` makes it fail as a full disk does."""
 
     disk_is_full = False
+    stage = 3
+    zero_fingerprint = "other"
 
     def save(self, folder: Path, tag: str) -> None:
         (folder / tag).mkdir()
@@ -26,6 +28,9 @@ class FakeEngine:
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         return {"model.a": torch.arange(4.0), "model.head.weight": torch.zeros(2)}
+
+    def why_not_fill(self) -> str:
+        return "offload_param to nvme"
 
 
 def save_step(run_dir: Path, engine: FakeEngine, step: int) -> bool:
@@ -97,6 +102,15 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_training_goes_on(
     assert "No space left" in capsys.readouterr().out
     assert newest_valid(run_dir).name == "step-00000020"
     assert not list((run_dir / "checkpoints").glob(".tmp*"))
+
+
+def test_a_stage_that_cannot_take_over_is_one_line_with_a_way_out(run_dir: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        checkpoint.resume(newest_valid(run_dir), FakeEngine())
+    assert str(caught.value).endswith(
+        "was written by 1 rank with ZeRO-1, this run has 1 rank with ZeRO-3, which offload_param "
+        "to nvme does not take over; start it with 1 rank with ZeRO-1 and the same zero.config"
+    )
 
 
 def test_no_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
