@@ -271,8 +271,8 @@ def _on_device(settings: dict[str, Any]) -> dict[str, Any]:
 # tensor costs in the zip archive, what a name and shape cost.
 PICKLE_BYTES, STORED_BYTES, NAMED_BYTES = 16_000, 260, 158
 CAPTION_LEN = 32  # tokens beside each picture, where nobody says how many pictures a row has
-# Resident memory of a CPU process beyond its tensors, and what the allocator keeps of those freed, as
-# a factor: least relative squares over the three FITTED sizes of mllm/bench/plan.py.
+# Resident memory of a CPU process beyond its tensors, and what the allocator keeps of those freed,
+# as a factor: least relative squares over the three FITTED sizes of mllm/bench/plan.py.
 CPU_BASE_BYTES, CPU_FRAGMENTATION = 128_500_000, 1.645
 CPU_STAGE3_BYTES = 45_000_000  # besides, ZeRO-3's hooks and trace
 CUDA_CONTEXT_BYTES = 1 * GIB  # kernels and libraries: an allowance, not measured here

@@ -103,8 +103,8 @@ def _show(name: str, plan: dict[str, Any]) -> None:
         f"{plan['time']['mfu']:.0%}"
     )
     console.print(
-        f"disk: {_size(checkpoint['bytes'])} a checkpoint, at most {_size(checkpoint['run_bytes'])} "
-        f"for the {checkpoint['kept']} that are kept and one being written"
+        f"disk: {_size(checkpoint['bytes'])} a checkpoint, {_size(checkpoint['run_bytes'])} at "
+        f"most for the {checkpoint['kept']} that are kept and one being written"
     )
     memory = plan["memory"]
     room = f"{_size(memory['peak'])} of {_size(plan['device_bytes'])} on each rank"

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mllm.bench import plan as bench
-from mllm.config import Config, load_config
+from mllm.config import load_config
+from mllm.dist import free_port
+from mllm.engine import deepspeed_config
 from mllm.errors import UserError
 from mllm.model.init import build
 from mllm.plan import (
@@ -20,13 +22,13 @@ from mllm.plan import (
     _safetensors_header,
     advise,
     checkpoint_bytes,
-    checkpoint_tensors,
     parameter_numels,
     plan,
     resident,
 )
 from mllm.step_memory import build_empty, step_memory
-from tests.scenarios import pretrain_config, vision_config
+from tests.conftest import World
+from tests.scenarios import pretrain_config, vision_config, with_stage
 
 ROOT = Path(__file__).parent.parent
 KOSMOS = ROOT / "mllm" / "configs" / "kosmos1_1.6b.yaml"
@@ -180,3 +182,59 @@ def test_json_is_one_object_and_a_table_has_a_verdict(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--mfu", "3"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("mllm: error: --mfu 3")
     assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def tensor_bytes(value: Any, storages: dict[int, int]) -> int:
+    """Bytes of all storages below `value`, each once."""
+    if torch.is_tensor(value):
+        storage = value.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    elif isinstance(value, dict):
+        for item in value.values():
+            tensor_bytes(item, storages)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            tensor_bytes(item, storages)
+    return sum(storages.values())
+
+
+@pytest.mark.slow
+def test_bytes_are_those_of_real_runs(world: World, tmp_path: Path) -> None:
+    """Tensors of rank 0 in memory, and of all files on disk, on 1 and 2 ranks, ZeRO 0 to 3."""
+    launcher = Path(sys.executable).with_name("deepspeed")
+    two = [str(launcher), "--master_port", str(free_port()), "--num_accelerators", "2"]
+    for world_size, command in ((1, [sys.executable]), (2, two)):
+        script = [*command, str(ROOT / "tests" / "plan_runs.py"), str(world.root), str(tmp_path)]
+        done = subprocess.run(script, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        found = json.loads((tmp_path / f"held-{world_size}.json").read_text())
+        problems = []
+        for name, held in found.items():
+            precision, stage = name.split("-")
+            config = with_stage(pretrain_config(world.root, tmp_path), int(stage), precision)
+            settings = deepspeed_config(config, precision, world_size)
+            model = build_empty(config)
+            groups = parameter_numels(model, config)
+            planned = resident(groups, settings, precision, world_size)
+            for part, size in held.items():
+                if getattr(planned, part) != size:
+                    problems.append((world_size, name, part, getattr(planned, part), size))
+            folder = tmp_path / f"{name}-{world_size}" / "checkpoints" / "step-00000001"
+            real = 0
+            for path in (folder / "deepspeed").rglob("*.pt"):
+                real += tensor_bytes(torch.load(path, weights_only=False), {})
+            real += tensor_bytes(load_file(folder / "model.safetensors"), {})
+            on_disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            disk = checkpoint_bytes(model, groups, settings, precision, world_size)
+            tensors = disk["weights"] + disk["module"] + disk["optimizer"]
+            if tensors != real:
+                problems.append((world_size, name, "checkpoint", tensors, real))
+            if abs(disk["bytes"] - on_disk) > 64 * 1024:
+                problems.append((world_size, name, "disk", disk["bytes"], on_disk))
+        assert not problems
+
+
+@pytest.mark.slow
+def test_the_peak_is_within_15_percent_at_sizes_that_were_not_fitted() -> None:
+    result = bench.run()
+    assert bench.worst_error(result["rows"]) < bench.TARGET, "\n".join(bench.lines(result))
