@@ -15,6 +15,10 @@ VERBS = {
         "mllm.launch",
         "train one stage: mllm train mllm/configs/demo_cpu.yaml --num-ranks 2",
     ),
+    "plan": (
+        "mllm.plan_command",
+        "memory, time and disk of a run: mllm plan CONFIG --world-size 64 --device H100",
+    ),
     "stop": ("mllm.stop", "ask a running job to save and stop: mllm stop runs/demo/pretrain"),
     "corpora": ("corpora.command", "build, index, check and describe corpora: mllm corpora demo"),
     "tokenizer": ("tokenizer.command", "train or report on a tokenizer"),
