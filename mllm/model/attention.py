@@ -60,8 +60,7 @@ class Documents:
         filled, shorter_than, longest = 0, 0, SHORTEST
         while shorter_than < self.max_length:
             chosen = (lengths > shorter_than) & (lengths <= longest)
-            # Up to 64 positions cost the same each; beyond, they cost the length they are padded to
-            shorter_than, longest = longest, longest * 2 if longest < 64 else longest * 5 // 4
+            shorter_than, longest = longest, longest * 5 // 4
             if not chosen.any():
                 continue
             first, length = starts[chosen], lengths[chosen]
