@@ -88,7 +88,6 @@ PLAIN = (
     nn.Embedding,
     nn.Linear,
     nn.LayerNorm,
-    nn.Dropout,
     nn.ModuleList,
     LanguageHead,
 )
