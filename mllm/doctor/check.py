@@ -1,5 +1,6 @@
 """What a check says of itself: a number, what it may be, and whether it is."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -25,7 +26,9 @@ class Check:
 
 
 def measured(name: str, value: float, limit: float, unit: str, note: str = "") -> Check:
-    """Passes where `value` is at most `limit`; a value that is no number does not."""
+    """Passes where `value` is at most `limit`."""
+    if not math.isfinite(value):  # JSON has no such number
+        return failed(name, f"came to {value}")
     return Check(name, value, limit, unit, value <= limit, note)
 
 

@@ -1,6 +1,7 @@
 """Short training runs on ranks of their own, and what their losses say."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,8 +83,9 @@ def check_losses(name: str, run: Path, others: Sequence[Path], limit: float = LO
             return failed(name, f"{other.name} took {len(losses)} of {NUM_STEPS} steps")
         for step, loss in losses.items():
             difference = abs(loss - expected[step])
-            # Not `max` alone: a comparison with NaN is false.
-            largest = difference if not difference <= largest else largest
+            if not math.isfinite(difference):
+                return failed(name, f"step {step}: losses {expected[step]} and {loss}")
+            largest = max(largest, difference)
     unit = "nats, largest of a step"
     return measured(name, largest, limit, unit, f"{NUM_STEPS} steps")
 
