@@ -19,7 +19,7 @@ import torch
 import mllm.doctor.command
 from mllm.config import Config
 from mllm.doctor import training
-from mllm.doctor.attention import check_attention
+from mllm.doctor.attention import _beside_sdpa, check_attention
 from mllm.doctor.check import Check
 from mllm.doctor.logits import check_export
 from mllm.doctor.stream import check_stream
@@ -100,6 +100,23 @@ def test_wrong_attention_is_found(monkeypatch: pytest.MonkeyPatch, fault: str) -
             staticmethod(lambda ctx, grad: (grad.index_select(0, ctx.rectangles.gather), None)),
         )
     assert check_attention(CPU)[0].status == "FAIL"
+
+
+def test_a_gpu_backend_is_held_against_sdpa_and_may_break() -> None:
+    """With kernels of our own in the place of a GPU's."""
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return query + key * 0.5 + value
+
+    def broken(*args: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no kernel image is available")
+
+    def off(*args: torch.Tensor) -> torch.Tensor:
+        return attend(*args) * 1.05
+
+    found = [_beside_sdpa("kernel", kernel, attend, CPU) for kernel in (attend, off, broken)]
+    assert [check.status for check in found] == ["pass", "FAIL", "FAIL"]
+    assert found[2].note == "RuntimeError: no kernel image is available"
 
 
 def _lose_boundaries(monkeypatch: pytest.MonkeyPatch) -> None:
