@@ -12,7 +12,7 @@ from mllm.launch import run_ranks
 
 # -P: the folder where the user stands may hold another `mllm`.
 RANKS = ["-P", "-m", "mllm.doctor.ranks"]
-SECONDS = 300.0  # a launch that takes longer hangs
+SECONDS = 600.0  # a launch takes about 20 s on idle cores; one that takes this long hangs
 ENGINE_LOSSES = "engine_losses.json"
 SCORED_ROWS = 2  # of a rank, which the engine scores for the export
 LOSS_LIMIT = 1e-5  # nats, over the steps of a run in fp32
