@@ -28,6 +28,7 @@ VERBS = {
     "eval": ("evals.command", "zero-shot and few-shot evaluation with controls"),
     "report": ("mllm.report", "one HTML page over runs and evaluations"),
     "chat": ("mllm.chat", "chat with pictures: mllm chat --model runs/demo/export"),
+    "doctor": ("mllm.doctor.command", "self-tests for the machine that will train: mllm doctor"),
     "demo": ("mllm.demo", "the whole chain on real data; what `make demo` runs"),
 }
 

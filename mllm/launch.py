@@ -3,6 +3,7 @@
 The `deepspeed` runner does not pass signals on: its ranks would train on as orphans.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from mllm import dist
 from mllm.command import Parser
@@ -37,15 +39,34 @@ def main(argv: list[str]) -> int:
     # A typo, or what this machine cannot run, is told before any process starts.
     config = load_config(args.config, args.overrides)
     check_attention_backend(config, resolve_precision(config.train.precision))
-    return run_ranks([args.config, *args.overrides], args.num_ranks)
+    return run_ranks([str(TRAIN), args.config, *args.overrides], args.num_ranks)
 
 
-def run_ranks(arguments: list[str], num_ranks: int) -> int:
-    """Runs `mllm/train.py` as `num_ranks` processes; the exit code is the first that is not 0."""
+def run_ranks(
+    command: list[str],
+    num_ranks: int,
+    *,
+    environment: dict[str, str] | None = None,
+    output: IO[str] | None = None,
+    seconds: float = math.inf,
+) -> int:
+    """Runs Python as `num_ranks` processes; the exit code is the first that is not 0.
+
+    Args:
+        command: what follows `python`.
+        environment: variables of the ranks beside those of this process.
+        output: where the ranks print; None: where this process does.
+        seconds: after which the ranks are killed.
+
+    Raises:
+        TimeoutError: they were.
+    """
     port = dist.free_port()
     ranks = []
     for rank in range(num_ranks):
-        environment = os.environ | {
+        variables = {
+            **os.environ,
+            **(environment or {}),
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(num_ranks),
@@ -56,7 +77,11 @@ def run_ranks(arguments: list[str], num_ranks: int) -> int:
         # A group of its own: Ctrl-C reaches the ranks through us, once.
         ranks.append(
             subprocess.Popen(
-                [sys.executable, str(TRAIN), *arguments], env=environment, start_new_session=True
+                [sys.executable, *command],
+                env=variables,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         )
 
@@ -66,14 +91,18 @@ def run_ranks(arguments: list[str], num_ranks: int) -> int:
     handled = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = {number: signal.signal(number, pass_on) for number in handled}
     try:
-        return _wait(ranks)
+        return _wait(ranks, time.monotonic() + seconds)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _wait(ranks: list[subprocess.Popen]) -> int:
-    """Waits for all; once one fails, ends the others. The first to fail is the cause."""
+def _wait(ranks: list[subprocess.Popen], end: float) -> int:
+    """Waits for all; once one fails, ends the others. The first to fail is the cause.
+
+    Raises:
+        TimeoutError: some still ran at `end`, on the monotonic clock.
+    """
     cause: tuple[int, int] | None = None  # rank, exit code
     deadline = 0.0
     while True:
@@ -89,6 +118,11 @@ def _wait(ranks: list[subprocess.Popen]) -> int:
             break
         if cause is not None and time.monotonic() > deadline:
             _signal_running(ranks, signal.SIGKILL)
+        if time.monotonic() > end:
+            _signal_running(ranks, signal.SIGKILL)
+            for process in ranks:
+                process.wait()
+            raise TimeoutError
         time.sleep(0.1)
     if cause is None:
         return max(ended.values())

@@ -28,6 +28,7 @@ def mllm(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["export", "absent", "--out", "out"], "absent"),
         (["eval", "demo", "--model", "absent", "--out", "out"], "absent"),
         (["chat", "--model", "absent"], "absent"),
+        (["doctor", "--model", "absent"], "absent: no model here"),
         (["report", "absent", "--out", "out.html"], "absent"),
         (["stop", "absent"], "absent"),
         (["corpora", "stats", "absent"], "absent"),
