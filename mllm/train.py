@@ -28,6 +28,7 @@ from mllm.config import Config, load_config
 from mllm.engine import Engine, init_distributed, resolve_precision, set_determinism
 from mllm.errors import UserError
 from mllm.files import write_json
+from mllm.lock import run_lock
 from mllm.metrics import MetricsLog, cut_after
 from mllm.model.init import count_parameters
 from mllm.optim import learning_rate
@@ -52,6 +53,11 @@ def main(argv: list[str]) -> int:
 
 def train(config: Config) -> int:
     """Trains one stage from its newest checkpoint, or from the start, to `train.num_steps`."""
+    with run_lock(Path(config.run_dir)):
+        return _train(config)
+
+
+def _train(config: Config) -> int:
     # ------------------------------------------------------------------------------ build
     run_dir = Path(config.run_dir)
     config = continue_folder(run_dir, config, resolve_precision(config.train.precision))
