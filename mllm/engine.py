@@ -10,7 +10,9 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from mllm.files import fingerprint
 from mllm.optim import build_optimizer
 from mllm.reshape import MOMENTS, SavedState
 
+STALE_BUILD_SECONDS = 600  # building an operator takes one or two minutes
 ZERO_CONFIG_DIR = Path(__file__).resolve().parent.parent / "deepspeed_configs"
 
 
@@ -340,6 +343,20 @@ def read_states(path: Path) -> Any:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
+def _remove_stale_build_locks() -> None:
+    """DeepSpeed compiles its operators at their first use, and a build that was killed leaves a
+    lock for which torch's builder waits for ever, without a word.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in (*root.glob("*/lock"), *root.glob("*/*/lock")):
+        with suppress(OSError):  # another job has removed it
+            if time.time() - lock.stat().st_mtime > STALE_BUILD_SECONDS:
+                lock.unlink()
+                dist.say(f"mllm: {lock} was left by a build that was killed; removed")
+
+
 def init_distributed() -> None:
     """Joins the process group that the environment describes."""
     import deepspeed
@@ -347,6 +364,8 @@ def init_distributed() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(dist.local_rank())  # before the first collective
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    if dist.local_rank() == 0:
+        _remove_stale_build_locks()
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False
     )

@@ -8,8 +8,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import yaml
 
+from mllm import engine
 from tests.conftest import World
 from tests.scenarios import pretrain_config
 
@@ -70,3 +72,18 @@ def test_sigterm_saves_and_exits_75_and_a_killed_rank_is_named(
     assert process.returncode == 1 and "rank 1 ended with -9" in output, output
     assert "resumed from" in output
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+
+
+def test_the_lock_of_a_killed_build_is_removed_and_that_of_a_running_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    locks = [tmp_path / "py311_cpu" / name / "lock" for name in ("killed", "running")]
+    for lock in locks:
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    an_hour_ago = time.time() - 3600
+    os.utime(locks[0], (an_hour_ago, an_hour_ago))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    engine._remove_stale_build_locks()
+    assert [lock.exists() for lock in locks] == [False, True]
+    assert "killed/lock was left by a build that was killed" in capsys.readouterr().out
