@@ -27,7 +27,7 @@ from mllm import checkpoint, dist, engine
 from mllm.config import Config
 from mllm.engine import Engine, init_distributed
 from mllm.stages import Stage
-from tests.scenarios import pretrain_config, with_stage, without_dropout
+from tests.scenarios import pretrain_config, with_stage
 
 WEIGHT_DECAY = {0.5: 3.0, 1.0: 1.0}  # by lr scale: large, so that losses tell them apart
 SKIPPED_STEPS = (1, 3)  # their gradients are not finite: AdamW's count of steps is not the run's
@@ -49,7 +49,7 @@ def main(world: Path, out: Path, legs: list[tuple[str, int, str, str | None, int
         dist.barrier()
         config = with_stage(pretrain_config(world, out / name), stage, precision)
         config = replace(config, train=replace(config.train, num_steps=5, checkpoint_every=2))
-        mllm.train.train(without_dropout(config))
+        mllm.train.train(config)
         dist.barrier()
 
 
