@@ -111,6 +111,7 @@ def _show(name: str, plan: dict[str, Any]) -> None:
     console.print(f"fits: {room}" if plan["fits"] else f"does NOT fit: {room}")
     if plan["advice"] is not None:
         console.print(plan["advice"], soft_wrap=True)
+    console.print("(memory: compared with real runs on a CPU in fp32 only)")
 
 
 def _memory_table(plan: dict[str, Any]) -> Table:

@@ -1,8 +1,8 @@
 """`mllm plan`'s peak of resident memory beside that of real trainings, ZeRO 0 to 3, on the CPU.
 
 Each training is a process forked after the imports, so what is measured is what lies above them:
-three sizes on which the plan's constants were fitted, three others, and the vision stage. One rank,
-fp32, 3 steps of 2 micro-steps with a checkpoint at the end.
+three sizes on which the plan's constants were fitted, and three others. One rank, fp32, 3 steps of
+2 micro-steps with a checkpoint at the end.
 """
 
 import io
