@@ -19,30 +19,13 @@ import torch
 
 from mllm import dist
 from mllm.config import Config, parse_config
+from mllm.doctor.world import MODEL as DOCTORS_MODEL
 from mllm.engine import init_distributed
 from mllm.errors import UserError
 from mllm.stop import STOP_FILE
 from mllm.train import train
 
-MODEL = {
-    "vocab_size": 360,
-    "seq_len": 128,
-    "model_dim": 48,
-    "num_layers": 2,
-    "num_heads": 4,
-    "ffn_dim": 96,
-    "num_latents": 4,
-    "dropout": 0.1,
-    "attention_dropout": 0.0,
-    "vision": {
-        "image_size": 24,
-        "patch_size": 8,
-        "width": 32,
-        "num_layers": 2,
-        "num_heads": 2,
-        "mlp_dim": 64,
-    },
-}
+MODEL = DOCTORS_MODEL | {"vocab_size": 360}
 
 
 def pretrain_config(world: Path, run_dir: Path) -> Config:

@@ -148,31 +148,24 @@ def _packed(
     raise ValueError(f"attention backend {backend!r}; one of sdpa, flash_attn, xformers")
 
 
-class _IntoRectangles(torch.autograd.Function):
-    """(B * T, H * K) to (M, H * K). Padding has no gradient, so backward is a gather as well."""
+class _Reindexed(torch.autograd.Function):
+    """Rows of a matrix by `index`; backward is a gather as well, by `inverse`.
+
+    Rows that `is_padding` marks stand for no position and take no gradient. Those of `index` that
+    repeat a position are such padding, so `inverse` names one row for each position.
+    """
 
     @staticmethod
-    def forward(ctx, flat, rectangles):  # type: ignore[no-untyped-def]
-        ctx.rectangles = rectangles
-        return flat.index_select(0, rectangles.gather)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return grad.index_select(0, ctx.rectangles.order), None
-
-
-class _OutOfRectangles(torch.autograd.Function):
-    """(M, H * K) to (B * T, H * K)."""
-
-    @staticmethod
-    def forward(ctx, entries, rectangles):  # type: ignore[no-untyped-def]
-        ctx.rectangles = rectangles
-        return entries.index_select(0, rectangles.order)
+    def forward(ctx, rows, index, inverse, is_padding):  # type: ignore[no-untyped-def]
+        ctx.inverse, ctx.is_padding = inverse, is_padding
+        return rows.index_select(0, index)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        entries = grad.index_select(0, ctx.rectangles.gather)
-        return entries.masked_fill_(ctx.rectangles.is_padding, 0.0), None
+        grad = grad.index_select(0, ctx.inverse)
+        if ctx.is_padding is not None:
+            grad.masked_fill_(ctx.is_padding, 0.0)
+        return grad, None, None, None
 
 
 def _packed_sdpa(
@@ -182,18 +175,21 @@ def _packed_sdpa(
     documents: Documents,
     dropout: float,
 ) -> torch.Tensor:
-    heads, rectangles = query.shape[2:], documents.rectangles
-    sizes = [num * length for num, length in rectangles.shapes]
+    heads = query.shape[2:]
+    shapes, gather, is_padding, order = documents.rectangles
+    sizes = [num * length for num, length in shapes]
     parts = [
-        _IntoRectangles.apply(x.flatten(0, 1).flatten(1), rectangles).split(sizes)
+        # (B * T, H * K) to (M, H * K)
+        _Reindexed.apply(x.flatten(0, 1).flatten(1), gather, order, None).split(sizes)
         for x in (query, key, value)
     ]
     outputs = []
-    for (num, length), *qkv in zip(rectangles.shapes, *parts, strict=True):
+    for (num, length), *qkv in zip(shapes, *parts, strict=True):
         q, k, v = (x.view(num, length, *heads).transpose(1, 2) for x in qkv)  # (n, H, L, K)
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         outputs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))  # (n * L, H * K)
-    return _OutOfRectangles.apply(torch.cat(outputs), rectangles).view_as(query)
+    flat = _Reindexed.apply(torch.cat(outputs), order, gather, is_padding)  # (B * T, H * K)
+    return flat.view_as(query)
 
 
 def _packed_flash_attn(

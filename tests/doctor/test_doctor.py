@@ -95,9 +95,9 @@ def test_wrong_attention_is_found(monkeypatch: pytest.MonkeyPatch, fault: str) -
         )
     else:  # rectangles' padding, whose queries see real keys, has a gradient
         monkeypatch.setattr(
-            attention._OutOfRectangles,
+            attention._Reindexed,
             "backward",
-            staticmethod(lambda ctx, grad: (grad.index_select(0, ctx.rectangles.gather), None)),
+            staticmethod(lambda ctx, grad: (grad.index_select(0, ctx.inverse), None, None, None)),
         )
     assert check_attention(CPU)[0].status == "FAIL"
 
