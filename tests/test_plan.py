@@ -17,16 +17,9 @@ from mllm.dist import free_port
 from mllm.engine import deepspeed_config
 from mllm.errors import UserError
 from mllm.model.init import build
-from mllm.plan import (
-    Groups,
-    _safetensors_header,
-    advise,
-    checkpoint_bytes,
-    parameter_numels,
-    plan,
-    resident,
-)
+from mllm.plan import _safetensors_header, advise, checkpoint_bytes, plan
 from mllm.step_memory import build_empty, step_memory
+from mllm.zero_memory import Groups, parameter_numels, resident
 from tests.conftest import World
 from tests.scenarios import pretrain_config, vision_config, with_stage
 
