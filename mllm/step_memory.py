@@ -136,12 +136,11 @@ def _language(
     latents = model.encode_images(normalise(pixels).to(dtype))
     embeddings = model.decoder.embed_tokens(token_ids)
     embeddings = embeddings.masked_scatter(slot_mask[..., None], latents)
-    hidden = model.decoder(embeddings, positions, documents=_documents(config))
+    scored = torch.arange(num_scored)
+    hidden = model.decoder(embeddings, positions, documents=_documents(config), kept=scored)
     del embeddings, latents
-    scored = hidden.flatten(0, 1)[:num_scored].clone()  # training gathers scored positions
-    del hidden
     activations, live.peak, before = live.now, live.now, live.peak
-    loss, _ = model.head(scored, target_ids.flatten()[:num_scored])
+    loss, _ = model.head(hidden, target_ids.flatten()[scored])
     logits = live.peak - activations
     live.peak = max(live.peak, before)
     loss.backward()
