@@ -1,0 +1,76 @@
+"""The pretrain stage: next-token loss over text, pairs and interleaved documents (K1 2.3)."""
+
+from typing import Any
+
+import torch
+
+from mllm.config import Config
+from mllm.model.init import build
+from mllm.objectives import LanguageModelling
+from mllm.stages.stage import Stage, preparation
+from mllm.stages.validation import token_loss
+from mllm.stream.batch import Batch
+from mllm.stream.stream import TokenStream
+from mllm.vision_weights import load_vision_weights
+
+
+def language_stage(config: Config) -> Stage:
+    stream = TokenStream.from_config(config)
+    model = build(config.model, config.seed)
+    if config.vision_weights:
+        load_vision_weights(model.vision, config.vision_weights)
+    model.vision.freeze(config.train.train_last_blocks)
+    model.set_execution(
+        attention_backend=config.train.attention_backend,
+        activation_checkpointing=config.train.activation_checkpointing,
+        compile=config.train.compile,
+    )
+    names = stream.source_names
+
+    def totals(batch: Batch, losses: torch.Tensor) -> list[float]:
+        return [
+            *_by_source(batch, losses, len(names)),
+            float(batch.token_ids.numel()),
+            float((batch.document_ids >= 0).sum()),
+            float(batch.num_images),
+            float(batch.num_excluded),
+        ]
+
+    def summary(values: list[float]) -> dict[str, Any]:
+        losses, counts = values[: len(names)], values[len(names) : 2 * len(names)]
+        tokens, useful, images, excluded = values[2 * len(names) :]
+        return {
+            "loss": sum(losses) / max(1.0, sum(counts)),
+            "loss_by_source": {
+                name: loss / count
+                for name, loss, count in zip(names, losses, counts, strict=True)
+                if count
+            },
+            "tokens_by_source": dict(zip(names, map(int, counts), strict=True)),
+            "scored_tokens": int(sum(counts)),
+            "tokens": int(tokens),
+            "useful_tokens": int(useful),
+            "padding": round(1 - useful / tokens, 5),
+            "images": int(images),
+            "excluded_samples": int(excluded),
+        }
+
+    return Stage(
+        objective=LanguageModelling(model),
+        stream=stream,
+        model_config=config.model.to_dict(),
+        num_totals=2 * len(names) + 4,
+        count=lambda batch: int(batch.loss_mask.sum()),
+        totals=totals,
+        summary=summary,
+        prepare=preparation(config),
+        validate=token_loss(config) if config.data.validation else None,
+    )
+
+
+def _by_source(batch: Batch, losses: torch.Tensor, num_sources: int) -> list[float]:
+    """Summed loss of each source, then its scored positions."""
+    sources = batch.source_ids[:, None].expand_as(batch.loss_mask)[batch.loss_mask]
+    sums = torch.zeros(num_sources, dtype=torch.float64)
+    sums.index_add_(0, sources, losses.double().cpu())
+    return sums.tolist() + torch.bincount(sources, minlength=num_sources).tolist()
