@@ -14,6 +14,7 @@ from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from mllm.errors import UserError
 from mllm.model.config import ModelConfig
+from mllm.sinks import SinkName
 from mllm.stream.state import parse_windows
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -108,7 +109,9 @@ class TrainConfig:
     validation_rows: PositiveInt = 32  # per validation source
     max_skipped_steps: PositiveInt = 10  # in a row, then the run stops
     max_bad_samples: PositiveInt = 1000  # masked in one process, then the run stops
-    tensorboard: bool = False
+    dry_pass: bool = True  # the largest micro-batch once before the first step: does it fit?
+    sinks: list[SinkName] = field(default_factory=list)  # tensorboard, wandb, trackio
+    sink_project: str = "mllm"  # what wandb and trackio file the run under
 
     def __post_init__(self) -> None:
         if self.global_batch_size % self.micro_batch_size:
@@ -160,7 +163,9 @@ ALLOWED_ON_RESUME = {
     "train.validation_rows",
     "train.max_skipped_steps",
     "train.max_bad_samples",
-    "train.tensorboard",
+    "train.dry_pass",
+    "train.sinks",
+    "train.sink_project",
     "train.attention_backend",
     "train.activation_checkpointing",
     "train.compile",

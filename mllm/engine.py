@@ -204,6 +204,56 @@ class Engine:
         self._engine.step()
         config.gradient_clipping = clip
 
+    def rehearse(self, batch: Any) -> None:
+        """A forward and backward pass of which nothing stays but peaks. All ranks call it.
+
+        Moments that the first step will make are held meanwhile, so that the memory is a later
+        step's.
+        """
+        # ZeRO-1 reduces at a boundary alone. With an offloaded optimizer a boundary's overflow
+        # would outlive it.
+        is_offloaded = "offload_optimizer" in self.settings["zero_optimization"]
+        self._engine.set_gradient_accumulation_boundary(not is_offloaded)
+        moments = self._coming_moments()
+        try:
+            loss_sum, losses = self._engine(batch)
+            self._engine.backward(loss_sum / losses.numel())
+        finally:
+            self._engine._is_gradient_accumulation_boundary = None  # counted again
+            del moments
+        self._discard_gradients()
+
+    def _coming_moments(self) -> list[torch.Tensor]:
+        optimizer = self._optimizer if self.stage == 0 else self._optimizer.optimizer
+        vectors = {id(vector): vector for _, _, _, vector, _ in self._pieces()}.values()
+        return [
+            torch.empty_like(vector)
+            for vector in vectors
+            if not optimizer.state.get(vector)
+            for _ in MOMENTS
+        ]
+
+    def _discard_gradients(self) -> None:
+        """As if no backward pass had been since the last step.
+
+        DeepSpeed 0.19.8 clears all of this at a step alone, and there it is spread over its
+        optimizers. ZeRO-3 begins its sums anew once its `zero_grad` has reset its count.
+        """
+        from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+        optimizer = self._optimizer
+        optimizer.zero_grad(set_to_none=True)
+        for parameter in self.module.parameters():
+            parameter.grad = None
+        if isinstance(optimizer, DeepSpeedZeroOptimizer):
+            optimizer.micro_step_id = -1
+            for sums in (optimizer.all_grad_tensors, optimizer.averaged_gradients):
+                for group in sums:
+                    sums[group] = None
+            if optimizer.cpu_offload:
+                optimizer.accumulated_grads_in_cpu.clear()
+                optimizer._offload_accumulated_param_ids = set()
+
     def set_learning_rate(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]

@@ -25,6 +25,7 @@ import torch
 from mllm import checkpoint, dist
 from mllm.checkpoint import TrainState
 from mllm.config import Config, load_config
+from mllm.dry_pass import dry_pass
 from mllm.engine import Engine, init_distributed, resolve_precision, set_determinism
 from mllm.errors import UserError
 from mllm.files import write_json
@@ -33,6 +34,7 @@ from mllm.metrics import MetricsLog, cut_after
 from mllm.model.init import count_parameters
 from mllm.optim import learning_rate
 from mllm.run_folder import Ledger, TerminalLine, continue_folder, read_stream_state
+from mllm.sinks import open_sinks
 from mllm.stages import Stage, build_stage
 from mllm.stop import STOP_FILE
 from mllm.stream.loader import Loader
@@ -91,7 +93,7 @@ def _train(config: Config) -> int:
         write_json(run_dir / "stream.json", stage.stream.state.to_json())
         cut_after(run_dir / "metrics.jsonl", state.step)
         cut_after(run_dir / "ledger.jsonl", state.step)
-    log = MetricsLog(run_dir, is_writer=dist.rank() == 0, tensorboard=config.train.tensorboard)
+    log = _open_log(run_dir, config, state.step)
     line = TerminalLine(config.train.num_steps, state.step)
     loader = Loader(
         stage.stream,
@@ -108,6 +110,8 @@ def _train(config: Config) -> int:
     engine.train()
     saved_at = state.step
     try:
+        if config.train.dry_pass and state.step < config.train.num_steps:
+            dry_pass(config, stage, engine)
         for step, batches in loader:
             started = time.monotonic()
             values = _step(config, stage, engine, state, step, batches)
@@ -217,6 +221,14 @@ def _rates(values: dict, seconds: float) -> None:
     ):
         if count in values:
             values[name] = round(values[count] / seconds, 1)
+
+
+def _open_log(run_dir: Path, config: Config, step: int) -> MetricsLog:
+    train = config.train
+    if dist.rank() != 0:
+        return MetricsLog(run_dir, is_writer=False)
+    sinks = open_sinks(train.sinks, run_dir, train.sink_project, config.to_dict(), step)
+    return MetricsLog(run_dir, is_writer=True, sinks=sinks)
 
 
 def _sizes(stage: Stage, engine: Engine, config: Config) -> str:

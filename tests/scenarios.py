@@ -12,6 +12,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -20,7 +21,7 @@ import torch
 from mllm import dist
 from mllm.config import Config, parse_config
 from mllm.doctor.world import MODEL as DOCTORS_MODEL
-from mllm.engine import init_distributed
+from mllm.engine import Engine, init_distributed
 from mllm.errors import UserError
 from mllm.stop import STOP_FILE
 from mllm.train import train
@@ -110,9 +111,21 @@ def main(world: Path, out: Path) -> None:
     def with_micro_batches(config: Config, micro_batch_size: int) -> Config:
         return replace(config, train=replace(config.train, micro_batch_size=micro_batch_size))
 
-    for stage in (0, 2, 3):  # 1: the whole runs below
+    def without_dry_pass(config: Config) -> Config:
+        return replace(config, train=replace(config.train, dry_pass=False))
+
+    # 1: the whole runs below. 3 first: it puts DeepSpeed's own linear in the place of torch's, for
+    # the rest of the process, which moves losses by 3e-8.
+    for stage in (3, 0, 2):
         run(f"zero{stage}-{size}", with_stage(base(f"zero{stage}-{size}"), stage))
+    for stage in (0, 1, 2, 3):  # every other run has one
+        config = with_stage(base(f"no-dry-pass-{stage}-{size}"), stage)
+        run(f"no-dry-pass-{stage}-{size}", without_dry_pass(config))
+    config = with_stage(base(f"bf16-no-dry-pass-{size}"), 1, "bf16")
+    run(f"bf16-no-dry-pass-{size}", without_dry_pass(config))
     if size == 1:
+        with patch.object(Engine, "_discard_gradients", lambda self: None):
+            run("dirty-dry-pass", with_stage(base("dirty-dry-pass"), 0))
         run("one-micro-step", with_micro_batches(base("one-micro-step"), 4))
         for name in ("deterministic", "deterministic-again"):
             config = base(name)

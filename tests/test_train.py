@@ -93,6 +93,27 @@ def test_bf16_with_stage_0_is_refused(runs: Path) -> None:
     assert "bf16 with zero.stage 0" in codes(runs)["bf16-zero0"]
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [(f"no-dry-pass-{stage}", f"zero{stage}") for stage in (0, 2, 3)]
+    + [("no-dry-pass-1", "whole"), ("bf16-no-dry-pass", "bf16-whole")],
+)
+def test_the_dry_pass_leaves_nothing_behind(
+    runs: Path, world_size: int, name: str, other: str
+) -> None:
+    without, with_one = runs / f"{name}-{world_size}", runs / f"{other}-{world_size}"
+    assert losses(without) == losses(with_one)
+    assert not load_config(without / "config.yaml").train.dry_pass
+    assert load_config(with_one / "config.yaml").train.dry_pass
+    grad_norms = [[line["grad_norm"] for line in lines(run)] for run in (without, with_one)]
+    assert grad_norms[0] == grad_norms[1]
+
+
+def test_gradients_of_a_dry_pass_that_stay_are_seen(runs: Path) -> None:
+    assert losses(runs / "dirty-dry-pass") != losses(runs / "zero0-1")
+
+
 def test_some_micro_batches_had_no_picture(runs: Path) -> None:
     """Else the equalities above would say nothing of text-only batches."""
     stream = TokenStream.from_config(load_config(runs / "zero3-2" / "config.yaml"))
