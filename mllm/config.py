@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from mllm.errors import UserError
 from mllm.model.config import ModelConfig
@@ -107,7 +107,15 @@ class TrainConfig:
     keep_checkpoints: PositiveInt = 2
     validate_every: PositiveInt = 100  # steps
     validation_rows: PositiveInt = 32  # per validation source
-    max_skipped_steps: PositiveInt = 10  # in a row, then the run stops
+    # A loss above the median of the last `spike_window` by that many standard deviations is a
+    # spike; 0: nothing is.
+    spike_sigmas: NonNegativeFloat = 8.0
+    spike_window: PositiveInt = 100  # steps
+    # So many in a row, and the run goes back to the last checkpoint before them and leaves their
+    # data out; when it has done so `max_rollbacks` times, it stops.
+    max_skipped_steps: PositiveInt = 10  # non-finite gradients
+    max_spikes: PositiveInt = 10
+    max_rollbacks: NonNegativeInt = 1
     max_bad_samples: PositiveInt = 1000  # masked in one process, then the run stops
     dry_pass: bool = True  # the largest micro-batch once before the first step: does it fit?
     sinks: list[SinkName] = field(default_factory=list)  # tensorboard, wandb, trackio
@@ -146,6 +154,11 @@ class Config:
         return dataclasses.asdict(self)
 
 
+# What other trainers call a key, where the nearest name would mislead.
+KNOWN_ELSEWHERE = {
+    "train.skip_steps": "data.exclude_steps, windows of stream steps such as [1000:1010]",
+}
+
 # What a run folder may be continued with. Everything not named here is refused: it would make the
 # rest of the run another run.
 ALLOWED_ON_RESUME = {
@@ -161,7 +174,11 @@ ALLOWED_ON_RESUME = {
     "train.keep_checkpoints",
     "train.validate_every",
     "train.validation_rows",
+    "train.spike_sigmas",
+    "train.spike_window",
     "train.max_skipped_steps",
+    "train.max_spikes",
+    "train.max_rollbacks",
     "train.max_bad_samples",
     "train.dry_pass",
     "train.sinks",
@@ -247,8 +264,11 @@ def _check_keys(values: Any, owner: type, prefix: str, where: str) -> None:
     known = [f.name for f in dataclasses.fields(owner)]
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
+            hint = f"known: {', '.join(known)}"
+            if near := difflib.get_close_matches(str(key), known, n=1, cutoff=0.5):
+                hint = f"did you mean {prefix}{near[0]}?"
+            if elsewhere := KNOWN_ELSEWHERE.get(prefix + str(key)):
+                hint = f"use {elsewhere}"
             raise UserError(f"{where}: unknown key {prefix}{key}; {hint}")
         kind = hints[key]
         if dataclasses.is_dataclass(kind):

@@ -1,6 +1,11 @@
-"""Accelerators that `mllm plan` knows by name: what they multiply and hold."""
+"""What devices multiply and hold: accelerators by name, this machine's by trying."""
 
+import re
+import statistics
+import time
 from typing import NamedTuple
+
+import torch
 
 from mllm.errors import UserError
 
@@ -47,3 +52,34 @@ def device_named(name: str) -> Device:
     if name not in DEVICES:
         raise UserError(f"--device {name}: unknown; one of {', '.join(DEVICES)}")
     return DEVICES[name]
+
+
+def peak_of(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of dense products that MFU is a share of.
+
+    A known GPU's is its maker's; any other device's is that of the product it is seen to do, which
+    a CPU shares among the ranks on it.
+    """
+    if device.type == "cuda":
+        words = re.split(r"[\s-]+", torch.cuda.get_device_name(device).replace("RTX ", "RTX"))
+        names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+        for name, known in DEVICES.items():
+            if name.split("-")[0] in words and names[dtype] in known.flops:
+                return known.flops[names[dtype]]
+        return measured_product(device, dtype, 8192)
+    # A CPU that emulates bf16 does a 2048-cubed product in seconds.
+    return measured_product(device, dtype, 1024 if dtype == torch.float32 else 256)
+
+
+def measured_product(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    """Operations per second of a product of two square matrices, median of five."""
+    generator = torch.Generator(device).manual_seed(0)  # none of the run's
+    a = torch.randn(side, side, device=device, generator=generator).to(dtype)
+    seconds = []
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / statistics.median(seconds[1:])

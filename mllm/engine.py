@@ -139,6 +139,7 @@ def deepspeed_config(config: Config, precision: str, world_size: int) -> dict[st
 class StepResult:
     applied: bool  # False: non-finite gradients, the step was skipped
     grad_norm: float  # before clipping
+    loss_scale: float | None = None  # of fp16, which moves it
 
 
 class Engine:
@@ -263,7 +264,8 @@ class Engine:
         if self.stage == 0:
             return StepResult(math.isfinite(self._stage0_norm), self._stage0_norm)
         norm = float(self._engine.get_global_grad_norm())
-        return StepResult(bool(self._engine.was_step_applied()), norm)
+        scale = float(self._optimizer.loss_scale) if self.precision == "fp16" else None
+        return StepResult(bool(self._engine.was_step_applied()), norm, scale)
 
     def train(self, mode: bool = True) -> None:
         self._engine.train(mode)

@@ -14,9 +14,8 @@ class MetricsLog:
     """Appends to a run's `metrics.jsonl` on rank 0; on other ranks it does nothing."""
 
     def __init__(self, run_dir: Path, *, is_writer: bool, sinks: Sequence[Sink] = ()):
-        self._file = None
-        if is_writer:
-            self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._path = run_dir / "metrics.jsonl"
+        self._file = self._path.open("a", encoding="utf-8") if is_writer else None
         self._sinks = sinks
 
     def write(self, values: dict[str, Any]) -> None:
@@ -26,6 +25,13 @@ class MetricsLog:
         self._file.flush()
         for sink in self._sinks:
             sink.write(values)
+
+    def rewind(self, step: int) -> None:
+        """Moves the lines beyond `step` aside: those steps are run again."""
+        if self._file is not None:
+            self._file.close()
+            cut_after(self._path, step)
+            self._file = self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:
         if self._file is not None:

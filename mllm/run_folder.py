@@ -22,6 +22,7 @@ from mllm.config import (
 from mllm.engine import check_attention_backend
 from mllm.errors import UserError
 from mllm.files import write_aside
+from mllm.rollback import with_rollbacks
 from mllm.stream.state import StreamState
 
 
@@ -40,6 +41,7 @@ def continue_folder(run_dir: Path, config: Config, precision: Precision) -> Conf
         if config.train.precision == "auto":
             precision = before.train.precision
     check_attention_backend(config, precision)
+    config = with_rollbacks(config, run_dir)
     train = dataclasses.replace(config.train, precision=precision)
     config = dataclasses.replace(config, train=train)
     has_begun = any((run_dir / "checkpoints").glob("step-*"))

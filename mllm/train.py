@@ -33,11 +33,14 @@ from mllm.lock import run_lock
 from mllm.metrics import MetricsLog, cut_after
 from mllm.model.init import count_parameters
 from mllm.optim import learning_rate
+from mllm.rollback import BadStretch, roll_back
 from mllm.run_folder import Ledger, TerminalLine, continue_folder, read_stream_state
 from mllm.sinks import open_sinks
+from mllm.spikes import LossWatch, usual_losses
 from mllm.stages import Stage, build_stage
 from mllm.stop import STOP_FILE
 from mllm.stream.loader import Loader
+from mllm.throughput import StepMeter
 
 EXIT_STOPPED = 75
 
@@ -95,16 +98,9 @@ def _train(config: Config) -> int:
         cut_after(run_dir / "ledger.jsonl", state.step)
     log = _open_log(run_dir, config, state.step)
     line = TerminalLine(config.train.num_steps, state.step)
-    loader = Loader(
-        stage.stream,
-        start_step=state.step,
-        end_step=config.train.num_steps,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        micro_batch_size=config.train.micro_batch_size,
-        num_workers=config.data.num_workers,
-        pin_memory=dist.device().type == "cuda",
-    )
+    watch = _watch(run_dir, config)
+    meter = StepMeter(engine)
+    loader = _loader(config, stage, state.step)
 
     # ------------------------------------------------------------------------------- loop
     engine.train()
@@ -112,14 +108,13 @@ def _train(config: Config) -> int:
     try:
         if config.train.dry_pass and state.step < config.train.num_steps:
             dry_pass(config, stage, engine)
-        for step, batches in loader:
-            started = time.monotonic()
-            values = _step(config, stage, engine, state, step, batches)
+        while state.step < config.train.num_steps:
+            step, batches = next(loader)
+            meter.start(loader.data_wait_seconds)
+            values = _step(config, stage, engine, state, step, batches, meter)
             state.step = step + 1
-            values["data_wait_seconds"] = round(loader.data_wait_seconds, 4)
-            values["step_seconds"] = round(time.monotonic() - started, 4)
-            values["time"] = round(time.time(), 3)
-            _rates(values, values["step_seconds"] + values["data_wait_seconds"])
+            if problem := watch.look(values["loss"], applied=values["applied"]):
+                values["problem"] = problem
             log.write(values)
             line.show(values)
             for batch in batches:
@@ -130,19 +125,21 @@ def _train(config: Config) -> int:
                     f"more than train.max_bad_samples {config.train.max_bad_samples} samples were "
                     f"masked; {run_dir}/ledger.jsonl names them; mend the corpus or raise the limit"
                 )
-            if not values["applied"]:
-                ledger.write(
-                    {
-                        "step": state.step,
-                        "reason": "step skipped: non-finite gradients",
-                        "samples": [key for b in batches for row in b.rows for key in row.samples],
-                    }
-                )
-            if state.skipped_in_a_row >= config.train.max_skipped_steps:
-                raise UserError(
-                    f"{state.skipped_in_a_row} steps in a row had non-finite gradients; their "
-                    f"samples are in {run_dir}/ledger.jsonl; lower train.peak_lr or look at them"
-                )
+            if problem:
+                samples = [key for b in batches for row in b.rows for key in row.samples]
+                ledger.write({"step": state.step, "reason": problem, "samples": samples})
+            if reason := watch.too_many():
+                bad_steps = BadStretch(state.step - watch.bad_in_a_row + 1, state.step, reason)
+                loader.close()
+                state, done = roll_back(config, engine, stage.stream, bad_steps)
+                dist.say(f"mllm: {done}")
+                log.rewind(state.step)
+                if dist.rank() == 0:
+                    write_json(run_dir / "stream.json", stage.stream.state.to_json())
+                    ledger.write({"step": state.step, "reason": done})
+                watch = _watch(run_dir, config)
+                loader = _loader(config, stage, state.step)
+                continue
             is_last = state.step == config.train.num_steps
             if stage.validate and (is_last or state.step % config.train.validate_every == 0):
                 engine.train(False)
@@ -152,7 +149,9 @@ def _train(config: Config) -> int:
                 log.write({"step": state.step, "validation": scores, "time": time.time()})
                 line.note(state.step, scores)
             must_stop = stop_flag.agreed()
-            if is_last or must_stop or state.step % config.train.checkpoint_every == 0:
+            # Not in the middle of a bad stretch: the checkpoint before it is the one to go back to.
+            is_due = state.step % config.train.checkpoint_every == 0 and not watch.bad_in_a_row
+            if is_last or must_stop or is_due:
                 if checkpoint.save(
                     run_dir,
                     engine,
@@ -180,7 +179,13 @@ def _train(config: Config) -> int:
 
 
 def _step(
-    config: Config, stage: Stage, engine: Engine, state: TrainState, step: int, batches: list
+    config: Config,
+    stage: Stage,
+    engine: Engine,
+    state: TrainState,
+    step: int,
+    batches: list,
+    meter: StepMeter,
 ) -> dict:
     """One optimizer update. Returns what `metrics.jsonl` gets, summed over ranks."""
     # Counted before the first backward: the gradient is a sum over all ranks and micro-steps,
@@ -193,34 +198,50 @@ def _step(
         # Of attention dropout alone, whose masks are drawn inside kernels; the others follow from
         # each row's seed. Either way no generator's state is stored.
         torch.manual_seed(hash((config.seed, step, dist.rank(), micro_step)) % 2**63)
-        loss_sum, losses = engine(stage.prepare(batch))
+        with meter.forward():
+            loss_sum, losses = engine(stage.prepare(batch))
         engine.backward(loss_sum / max(1.0, global_count))
         engine.micro_step()
         totals = [a + b for a, b in zip(totals, stage.totals(batch, losses), strict=True)]
     result = engine.result()
-    totals = dist.all_reduce_sum(totals)
+    sums = dist.all_reduce_sum([*totals, *meter.of_this_rank()])
     if result.applied:
         state.applied_steps += 1
         state.skipped_in_a_row = 0
     else:
         state.skipped_in_a_row += 1
-    return {
+    values = {
         "step": step + 1,
-        **stage.summary(totals),
+        **stage.summary(sums[: stage.num_totals]),
         "grad_norm": result.grad_norm,
         "lr": rate,
         "applied": result.applied,
+        "skipped_steps": step + 1 - state.applied_steps,
     }
+    if result.loss_scale is not None:
+        values["loss_scale"] = result.loss_scale
+    return values | meter.finish(values, sums[stage.num_totals :])
 
 
-def _rates(values: dict, seconds: float) -> None:
-    for name, count in (
-        ("tokens_per_second", "tokens"),
-        ("useful_tokens_per_second", "useful_tokens"),
-        ("images_per_second", "images"),
-    ):
-        if count in values:
-            values[name] = round(values[count] / seconds, 1)
+def _loader(config: Config, stage: Stage, start_step: int) -> Loader:
+    return Loader(
+        stage.stream,
+        start_step=start_step,
+        end_step=config.train.num_steps,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        micro_batch_size=config.train.micro_batch_size,
+        num_workers=config.data.num_workers,
+        pin_memory=dist.device().type == "cuda",
+    )
+
+
+def _watch(run_dir: Path, config: Config) -> LossWatch:
+    """Knows the losses so far, as rank 0 reads them."""
+    losses = None
+    if dist.rank() == 0:
+        losses = usual_losses(run_dir / "metrics.jsonl", config.train.spike_window)
+    return LossWatch(config.train, dist.broadcast_object(losses))
 
 
 def _open_log(run_dir: Path, config: Config, step: int) -> MetricsLog:

@@ -10,6 +10,8 @@ each ended.
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -23,7 +25,11 @@ from mllm.config import Config, parse_config
 from mllm.doctor.world import MODEL as DOCTORS_MODEL
 from mllm.engine import Engine, init_distributed
 from mllm.errors import UserError
+from mllm.objectives import LanguageModelling
+from mllm.rollback import ROLLBACKS
 from mllm.stop import STOP_FILE
+from mllm.stream.batch import Batch
+from mllm.stream.stream import TokenStream
 from mllm.train import train
 
 MODEL = DOCTORS_MODEL | {"vocab_size": 360}
@@ -154,12 +160,56 @@ def main(world: Path, out: Path) -> None:
         data = replace(whole.data, mixture=whole.data.mixture[:2], exclude_steps=["4:6"])
         run("changed-1", with_stage(replace(whole, data=data), 1, "fp32"))
 
+    # Data that does harm in its steps 5 and 6, and the same run told beforehand to leave it out.
+    for stage in (0, 1) if size == 1 else (3,):
+        name, told = f"rolled-back-{stage}-{size}", f"told-{stage}-{size}"
+        config = with_limits(with_stage(base(name), stage))
+        with poisoned(config, steps=(4, 5), factor=float("nan")):
+            run(name, config)
+        run(f"{name}-again", config)
+        if dist.rank() == 0:
+            shutil.copytree(out / name, out / told)
+            shutil.rmtree(out / told / "checkpoints" / "step-00000006")
+            (out / told / ROLLBACKS).unlink()
+        dist.barrier()
+        told_config = with_stage(base(told), stage)
+        data = replace(told_config.data, exclude_steps=["4:6"])
+        run(told, with_limits(replace(told_config, data=data)))
+    if size == 1:
+        config = with_limits(base("spikes"))
+        with poisoned(config, steps=(4, 5), factor=3.0), patch("mllm.spikes.MIN_HISTORY", 3):
+            run("spikes", config)
+        config = with_limits(base("twice-bad"))
+        with poisoned(config, steps=(4, 5, 6, 7), factor=float("nan")):
+            run("twice-bad", config)
+
     # Stopped by request after its first step, then continued.
     stopped = base(f"stopped-{size}")
     _stop_at_first_step(out / f"stopped-{size}", lambda: run(f"stopped-{size}", stopped))
     codes[f"stopped-{size}-again"] = train(stopped)
     if dist.rank() == 0:
         (out / f"r{size}.json").write_text(json.dumps(codes))
+
+
+def with_limits(config: Config) -> Config:
+    return replace(config, train=replace(config.train, max_skipped_steps=2, max_spikes=2))
+
+
+@contextmanager
+def poisoned(config: Config, steps: tuple[int, ...], factor: float) -> Iterator[None]:
+    """Multiplies the losses of these stream steps' rows, in whatever step they are trained."""
+    stream = TokenStream.from_config(config)
+    split = {"rank": 0, "world_size": 1, "micro_batch_size": config.train.global_batch_size}
+    rows = {row.numpy().tobytes() for s in steps for row in stream.batch(s, **split).token_ids}
+    forward = LanguageModelling.forward
+
+    def harmed(self: LanguageModelling, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        loss_sum, losses = forward(self, batch)
+        is_bad = batch.rows and any(row.numpy().tobytes() in rows for row in batch.token_ids)
+        return (loss_sum * factor, losses * factor) if is_bad else (loss_sum, losses)
+
+    with patch.object(LanguageModelling, "forward", harmed):
+        yield
 
 
 def _stop_at_first_step(run_dir: Path, start) -> None:  # type: ignore[no-untyped-def]

@@ -18,6 +18,7 @@ from mllm.export import export
 from mllm.hf.load import load_export
 from mllm.images import normalise, open_picture, to_pixels
 from mllm.model.config import ModelConfig
+from mllm.model.flops import step_flops
 from mllm.model.multimodal import MultimodalModel
 from mllm.stream.command import main as show_stream
 from mllm.stream.stream import TokenStream
@@ -189,6 +190,73 @@ def test_another_mixture_goes_on_as_another_segment(
     for number, line in enumerate(lines(run_dir)):
         rows = changed[4 * number : 4 * number + 4]
         assert sum(row["scored_tokens"] for row in rows) == line["scored_tokens"]
+
+
+@pytest.mark.parametrize("run", ["0-1", "1-1", "3-2"])
+def test_a_rollback_is_as_if_the_bad_data_had_been_left_out_from_the_start(
+    runs: Path, run: str
+) -> None:
+    """Two steps of NaN, back to the checkpoint of step 3 within the process, and past them."""
+    rolled, told = runs / f"rolled-back-{run}", runs / f"told-{run}"
+    assert codes(runs)[rolled.name] == codes(runs)[f"{rolled.name}-again"] == 0
+    assert losses(rolled) == losses(told) and all(line["applied"] for line in lines(rolled))
+    assert [line["step"] for line in lines(rolled)] == [1, 2, 3, 4, 5, 6]
+    a, b = final_weights(rolled), final_weights(told)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    (entry,) = json.loads((rolled / "rollbacks.json").read_text())
+    assert (entry["back_to_step"], entry["left_out"]) == (3, "4:6")
+    discarded = [json.loads(x) for x in (rolled / "metrics.jsonl.discarded").open()]
+    assert [x["step"] for x in discarded] == [4, 5, 6]
+    assert "problem" not in discarded[0]
+    assert all("non-finite loss, step skipped" in x["problem"] for x in discarded[1:])
+    (line,) = [json.loads(x) for x in (rolled / "ledger.jsonl").open()]
+    assert line["step"] == 3 and "rolled back to step 3: 2 steps in a row" in line["reason"]
+
+
+def test_the_samples_of_bad_steps_are_in_the_ledger_and_repeated_spikes_roll_back(
+    runs: Path,
+) -> None:
+    run_dir = runs / "spikes"
+    assert codes(runs)["spikes"] == 0
+    (entry,) = json.loads((run_dir / "rollbacks.json").read_text())
+    assert entry["left_out"] == "4:6" and "spiked for 2 steps" in entry["reason"]
+    assert losses(run_dir) == losses(runs / "told-1-1")
+    ledger = [json.loads(x) for x in (run_dir / "ledger.jsonl").open()]
+    assert len(ledger) == 2 and ledger[0]["step"] == 3 and ledger[1]["step"] == 3
+
+
+def test_a_second_bad_stretch_stops_the_run(runs: Path) -> None:
+    message = str(codes(runs)["twice-bad"])
+    assert "after 1 rollbacks (train.max_rollbacks)" in message
+    assert "ledger.jsonl names their samples" in message
+    ledger = [json.loads(x) for x in (runs / "twice-bad" / "ledger.jsonl").open()]
+    bad = [entry for entry in ledger if "non-finite loss" in entry["reason"]]
+    stream = TokenStream.from_config(load_config(runs / "twice-bad" / "config.yaml"))
+    for entry, step in zip(bad, (6, 7), strict=True):
+        shown = stream.row_infos(step, world_size=1, micro_batch_size=1)
+        assert sorted(entry["samples"]) == sorted(key for row in shown for key in row.samples)
+
+
+def test_metrics_say_how_fast_and_who_was_slow(runs: Path) -> None:
+    config = load_config(runs / "whole-2" / "config.yaml")
+    for line in lines(runs / "whole-2"):
+        assert 0 < line["mfu"] < 1.5 and line["flops"] > 0
+        assert line["slowest_rank"] in (0, 1) and 0.1 < line["memory_gib"] < 8
+        assert 0 < line["median_rank_seconds"] <= line["slowest_rank_seconds"]
+        assert line["slowest_rank_seconds"] <= line["step_seconds"] + line["data_wait_seconds"] + 1
+        assert line["skipped_steps"] == 0 and "loss_scale" not in line
+    one = [line["flops"] for line in lines(runs / "whole-1")]
+    assert one == [line["flops"] for line in lines(runs / "whole-2")]
+    stream = TokenStream.from_config(config)
+    for step, flops in enumerate(one):
+        batch = stream.batch(step, rank=0, world_size=1, micro_batch_size=4)
+        lengths = [int((row == n).sum()) for row in batch.document_ids for n in row.unique()]
+        pads = [int((row < 0).sum()) for row in batch.document_ids]
+        for pad in pads:
+            if pad:
+                lengths.remove(pad)
+        known = step_flops(config.model, lengths, batch.num_images, int(batch.loss_mask.sum()), 1)
+        assert flops == sum(known.values())
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

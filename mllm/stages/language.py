@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from mllm.config import Config
+from mllm.model.flops import step_flops
 from mllm.model.init import build
 from mllm.objectives import LanguageModelling
 from mllm.stages.stage import Stage, preparation
@@ -34,11 +35,12 @@ def language_stage(config: Config) -> Stage:
             float((batch.document_ids >= 0).sum()),
             float(batch.num_images),
             float(batch.num_excluded),
+            float(_flops(config, batch)),
         ]
 
     def summary(values: list[float]) -> dict[str, Any]:
         losses, counts = values[: len(names)], values[len(names) : 2 * len(names)]
-        tokens, useful, images, excluded = values[2 * len(names) :]
+        tokens, useful, images, excluded, flops = values[2 * len(names) :]
         return {
             "loss": sum(losses) / max(1.0, sum(counts)),
             "loss_by_source": {
@@ -53,13 +55,14 @@ def language_stage(config: Config) -> Stage:
             "padding": round(1 - useful / tokens, 5),
             "images": int(images),
             "excluded_samples": int(excluded),
+            "flops": flops,
         }
 
     return Stage(
         objective=LanguageModelling(model),
         stream=stream,
         model_config=config.model.to_dict(),
-        num_totals=2 * len(names) + 4,
+        num_totals=2 * len(names) + 5,
         count=lambda batch: int(batch.loss_mask.sum()),
         totals=totals,
         summary=summary,
@@ -74,3 +77,18 @@ def _by_source(batch: Batch, losses: torch.Tensor, num_sources: int) -> list[flo
     sums = torch.zeros(num_sources, dtype=torch.float64)
     sums.index_add_(0, sources, losses.double().cpu())
     return sums.tolist() + torch.bincount(sources, minlength=num_sources).tolist()
+
+
+def _flops(config: Config, batch: Batch) -> int:
+    """Operations of a step on the batch, all parts; padding is no use and does not count."""
+    ids = batch.document_ids
+    numbers = ids + torch.arange(len(ids))[:, None] * (ids.shape[1] + 1)
+    lengths = torch.bincount(numbers[ids >= 0])
+    flops = step_flops(
+        config.model,
+        lengths[lengths > 0].tolist(),
+        batch.num_images,
+        int(batch.loss_mask.sum()),
+        config.train.train_last_blocks,
+    )
+    return sum(flops.values())

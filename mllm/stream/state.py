@@ -228,3 +228,9 @@ class Resumable:
         state, notes = continued(before, self.state, step, where)
         self._settle(state)
         return notes
+
+    def leave_out(self, window: str, step: int) -> None:
+        """From training step `step` on, the stream steps "A:B" are not trained."""
+        windows = merged((*self.state.excluded_steps, *parse_windows([window])))
+        now = dataclasses.replace(self.state, excluded_steps=windows)
+        self._settle(continued(self.state, now, step, "this run")[0])

@@ -1,0 +1,88 @@
+"""What counts as a loss spike, and how many bad steps in a row are too many."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mllm.config import TrainConfig
+from mllm.spikes import MIN_HISTORY, LossWatch, usual_losses
+
+TRAIN = TrainConfig(spike_sigmas=8.0, spike_window=50, max_skipped_steps=3, max_spikes=4)
+
+
+def noisy(num: int, *, seed: int = 0, spread: float = 0.2) -> list[float]:
+    """Losses that fall as training losses do."""
+    draws = np.random.default_rng(seed)
+    return [5 - 0.01 * i + float(draws.normal()) * spread for i in range(num)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_and_falling_losses_are_no_spikes_and_a_jump_is(seed: int) -> None:
+    watch = LossWatch(TRAIN)
+    assert not any(watch.look(loss, applied=True) for loss in noisy(300, seed=seed))
+    problem = watch.look(8.0, applied=True)
+    assert problem and problem.startswith("loss spike: 8.000, the median of the last 50 is 2")
+    assert watch.look(2.0, applied=True) is None and watch.bad_in_a_row == 0
+
+
+def test_a_spike_does_not_make_the_next_one_usual() -> None:
+    watch = LossWatch(replace(TRAIN, max_spikes=10**9))
+    for loss in noisy(100):
+        watch.look(loss, applied=True)
+    assert all(watch.look(9.0, applied=True) for _ in range(200))
+    assert watch.bad_in_a_row == 200
+
+
+def test_the_first_steps_have_nothing_to_be_held_against() -> None:
+    watch = LossWatch(TRAIN)
+    assert not any(watch.look(2.0, applied=True) for _ in range(MIN_HISTORY - 1))
+    assert watch.look(50.0, applied=True) is None
+    assert LossWatch(TRAIN, [2.0] * MIN_HISTORY).look(50.0, applied=True)
+
+
+def test_even_losses_need_a_rise_worth_the_name() -> None:
+    watch = LossWatch(TRAIN, [2.0] * 50)
+    assert watch.look(2.0999, applied=True) is None and watch.look(2.11, applied=True)
+
+
+def test_spikes_can_be_switched_off_but_not_what_is_not_finite() -> None:
+    watch = LossWatch(replace(TRAIN, spike_sigmas=0.0), [2.0] * 50)
+    assert watch.look(99.0, applied=True) is None
+    assert watch.look(math.nan, applied=False) == "non-finite loss, step skipped"
+    assert watch.look(2.0, applied=False) == "step skipped: non-finite gradients"
+
+
+@given(st.lists(st.sampled_from(["usual", "spike", "skipped"]), max_size=40))
+def test_too_many_is_so_many_of_a_kind_one_after_the_other(kinds: list[str]) -> None:
+    watch = LossWatch(TRAIN, [2.0] * 50)
+    for place, kind in enumerate(kinds):
+        watch.look(20.0 if kind == "spike" else 2.0, applied=kind != "skipped")
+        past = "".join(kind[1] for kind in kinds[: place + 1])  # u-s-ual, s-p-ike, s-k-ipped
+        too_many = past.endswith("k" * 3) or past.endswith("p" * 4)
+        assert bool(watch.too_many()) == too_many
+        assert watch.bad_in_a_row == len(past) - len(past.rstrip("kp"))
+
+
+def test_a_resumed_run_knows_the_losses_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert usual_losses(path, 5) == []
+    losses = [*noisy(30), 99.0, 2.0]
+    lines = [
+        {"step": i, "loss": x} | ({"problem": "spike"} if x > 50 else {})
+        for i, x in enumerate(losses)
+    ]
+    lines.insert(5, {"step": 5, "validation": {"text": 3.0}})
+    lines.append({"step": 40, "loss": None})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kept = [x for x in losses if x < 50]
+    assert usual_losses(path, 5) == kept[-5:]
+    whole, resumed = LossWatch(TRAIN), LossWatch(TRAIN, usual_losses(path, TRAIN.spike_window))
+    for loss in kept:
+        whole.look(loss, applied=True)
+    assert whole.look(7.0, applied=True) == resumed.look(7.0, applied=True)
