@@ -82,6 +82,15 @@ class ContrastiveConfig:
 
 
 @dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with a learning rate and decay of their own."""
+
+    match: list[str]  # patterns of names, such as "*norm*", "*.bias", "decoder.embed_tokens.*"
+    lr_scale: NonNegativeFloat = 1.0  # their peak_lr, as a multiple of train.peak_lr
+    weight_decay: NonNegativeFloat | None = None  # None: train.weight_decay
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     num_steps: PositiveInt = 1000
     micro_batch_size: PositiveInt = 4  # rows per rank and forward
@@ -89,12 +98,18 @@ class TrainConfig:
     precision: Precision = "auto"  # auto: bf16 where it is native
     peak_lr: float = 2e-4
     warmup_steps: int = 375
-    schedule: Literal["linear", "cosine", "constant"] = "linear"  # from peak_lr down to 0
+    # From peak_lr down to final_lr_share of it. wsd stays at peak_lr up to its last decay_steps,
+    # which fall linearly, so that a run can be made longer before them.
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    decay_steps: NonNegativeInt = 0
+    final_lr_share: NonNegativeFloat = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.98)
     adam_eps: float = 1e-6
     weight_decay: float = 0.01  # on every trainable parameter, as in the paper's code
     gradient_clip: float = 2.0  # global L2 norm; 0 switches it off
+    parameter_groups: list[ParameterGroup] = field(default_factory=list)  # the first match counts
     train_last_blocks: int = 1  # of the vision encoder; the number of its blocks: all of it
+    freeze: list[str] = field(default_factory=list)  # patterns of names, such as "decoder.*"
     # The next four change what a step costs, not what it computes.
     attention_backend: Literal["sdpa", "flash_attn", "xformers"] = "sdpa"  # of packed rows
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # per block
@@ -127,6 +142,14 @@ class TrainConfig:
                 f"train.micro_batch_size {self.micro_batch_size} does not divide "
                 f"train.global_batch_size {self.global_batch_size}"
             )
+        room = self.num_steps - self.warmup_steps
+        if self.schedule == "wsd" and not 0 < self.decay_steps <= room:
+            raise ValueError(
+                f"train.schedule wsd needs train.decay_steps, from 1 to {room} (num_steps without "
+                f"warmup_steps), not {self.decay_steps}"
+            )
+        if self.final_lr_share > 1:
+            raise ValueError(f"train.final_lr_share {self.final_lr_share}: use 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from mllm import dist
+from mllm import dist, replay
 from mllm.command import Parser
 from mllm.config import load_config
 from mllm.engine import check_attention_backend, resolve_precision
@@ -28,17 +28,30 @@ def main(argv: list[str]) -> int:
         prog="mllm train",
         description=__doc__,
         epilog="mllm train mllm/configs/demo_cpu.yaml --num-ranks 2\n"
-        "mllm train mllm/configs/demo_cpu.yaml train.num_steps=20 run_dir=runs/try",
+        "mllm train mllm/configs/demo_cpu.yaml train.num_steps=20 run_dir=runs/try\n"
+        "mllm train runs/try/config.yaml --replay 17",
     )
     parser.add_argument("config", help="a YAML file; see mllm/configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--num-ranks", type=int, default=1, help="processes on this machine")
+    parser.add_argument(
+        "--replay",
+        type=int,
+        metavar="STEP",
+        help="train nothing; run one step of metrics.jsonl again, on one process, with the weights "
+        "of the newest checkpoint before it, and print the loss of each of its samples",
+    )
+    parser.add_argument("--json", action="store_true", help="with --replay: JSON lines on stdout")
     args = parser.parse_intermixed_args(argv)
+    if args.json and args.replay is None:
+        raise UserError("--json goes with --replay; a training run writes metrics.jsonl")
     if args.num_ranks < 1:
         raise UserError(f"--num-ranks {args.num_ranks}: use 1 or more")
     # A typo, or what this machine cannot run, is told before any process starts.
     config = load_config(args.config, args.overrides)
     check_attention_backend(config, resolve_precision(config.train.precision))
+    if args.replay is not None:
+        return replay.main(config, args.replay, args.json)
     return run_ranks([str(TRAIN), args.config, *args.overrides], args.num_ranks)
 
 

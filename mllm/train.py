@@ -2,6 +2,7 @@
 
     deepspeed --num_accelerators 2 mllm/train.py mllm/configs/demo_cpu.yaml
     mllm train mllm/configs/demo_cpu.yaml --num-ranks 2 train.num_steps=20
+    python mllm/train.py runs/demo/pretrain/config.yaml --replay 17
 
 The same command continues its run folder. Exit code 75: saved and stopped before its end.
 """
@@ -22,7 +23,7 @@ from types import FrameType
 
 import torch
 
-from mllm import checkpoint, dist
+from mllm import checkpoint, dist, launch
 from mllm.checkpoint import TrainState
 from mllm.config import Config, load_config
 from mllm.dry_pass import dry_pass
@@ -50,6 +51,8 @@ def main(argv: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2
+    if "--replay" in arguments:  # as `mllm train` does, on the first rank
+        return launch.main(arguments) if dist.rank() == 0 else 0
     config = load_config(arguments[0], arguments[1:])
     dist.set_up_environment()
     init_distributed()

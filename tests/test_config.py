@@ -3,6 +3,7 @@
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -164,10 +165,30 @@ def test_zero_config_and_stage_must_agree(tmp_path: Path) -> None:
         zero_settings(config)
 
 
+def test_what_others_call_a_key_is_known() -> None:
+    with pytest.raises(UserError, match=r"unknown key train.skip_steps; use data.exclude_steps"):
+        parse_config(MINIMAL | {"train": {"skip_steps": ["1:2"]}}, "c")
+
+
 def test_fp16_is_refused_without_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="fp16 needs an accelerator"):
         resolve_precision("fp16")
+
+
+def test_wsd_stays_at_its_peak_up_to_its_last_steps() -> None:
+    train: dict[str, Any] = {"num_steps": 100, "warmup_steps": 10, "schedule": "wsd"}
+    train |= {"peak_lr": 0.5, "decay_steps": 20, "final_lr_share": 0.1}
+    rates = [
+        learning_rate(parse_config(MINIMAL | {"train": train}, "c").train, a) for a in range(100)
+    ]
+    assert rates[9:80] == [0.5] * 71
+    assert rates[79:] == pytest.approx([0.5 - 0.45 * i / 20 for i in range(21)])
+    longer = parse_config(MINIMAL | {"train": train | {"num_steps": 300}}, "c").train
+    assert [learning_rate(longer, a) for a in range(80)] == rates[:80]
+    for decay_steps in (0, 91):
+        with pytest.raises(UserError, match=r"train.decay_steps, from 1 to 90"):
+            parse_config(MINIMAL | {"train": train | {"decay_steps": decay_steps}}, "c")
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

@@ -17,6 +17,7 @@ from mllm.dist import free_port
 from mllm.export import export
 from mllm.hf.load import load_export
 from mllm.images import normalise, open_picture, to_pixels
+from mllm.launch import main as train_command
 from mllm.model.config import ModelConfig
 from mllm.model.flops import step_flops
 from mllm.model.multimodal import MultimodalModel
@@ -209,7 +210,7 @@ def test_a_rollback_is_as_if_the_bad_data_had_been_left_out_from_the_start(
     assert [x["step"] for x in discarded] == [4, 5, 6]
     assert "problem" not in discarded[0]
     assert all("non-finite loss, step skipped" in x["problem"] for x in discarded[1:])
-    (line,) = [json.loads(x) for x in (rolled / "ledger.jsonl").open()]
+    line = [json.loads(x) for x in (rolled / "ledger.jsonl").open()][-1]
     assert line["step"] == 3 and "rolled back to step 3: 2 steps in a row" in line["reason"]
 
 
@@ -222,7 +223,8 @@ def test_the_samples_of_bad_steps_are_in_the_ledger_and_repeated_spikes_roll_bac
     assert entry["left_out"] == "4:6" and "spiked for 2 steps" in entry["reason"]
     assert losses(run_dir) == losses(runs / "told-1-1")
     ledger = [json.loads(x) for x in (run_dir / "ledger.jsonl").open()]
-    assert len(ledger) == 2 and ledger[0]["step"] == 3 and ledger[1]["step"] == 3
+    assert [entry["step"] for entry in ledger] == [5, 6, 3]
+    assert all(entry["reason"].startswith("loss spike: ") for entry in ledger[:2])
 
 
 def test_a_second_bad_stretch_stops_the_run(runs: Path) -> None:
@@ -232,9 +234,27 @@ def test_a_second_bad_stretch_stops_the_run(runs: Path) -> None:
     ledger = [json.loads(x) for x in (runs / "twice-bad" / "ledger.jsonl").open()]
     bad = [entry for entry in ledger if "non-finite loss" in entry["reason"]]
     stream = TokenStream.from_config(load_config(runs / "twice-bad" / "config.yaml"))
-    for entry, step in zip(bad, (6, 7), strict=True):
+    for entry, step in zip(bad, (4, 5, 6, 7), strict=True):
         shown = stream.row_infos(step, world_size=1, micro_batch_size=1)
         assert sorted(entry["samples"]) == sorted(key for row in shown for key in row.samples)
+
+
+@pytest.mark.parametrize("run", ["whole-1", "whole-2", "changed-1", "rolled-back-1-1", "vision-1"])
+def test_a_replayed_step_has_its_loss_sample_by_sample(
+    runs: Path, run: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of the step after a checkpoint: the same weights, data, dropout and augmentation."""
+    before = sorted(runs.joinpath(run).rglob("*"))
+    config = str(runs / run / "config.yaml")
+    assert train_command([config, "--replay", "4", "--json"]) == 0
+    samples = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    scored = [x for x in samples if x["scored_tokens"]]
+    total = sum(x["loss"] * x["scored_tokens"] for x in scored)
+    assert abs(total / sum(x["scored_tokens"] for x in scored) - losses(runs / run)[3]) < 1e-5
+    assert scored[0]["loss"] == max(x["loss"] for x in scored)
+    assert sorted(runs.joinpath(run).rglob("*")) == before
+    assert train_command([config, "--replay", "5"]) == 0
+    assert "weights of step-00000003, NOT of step 4" in capfd.readouterr().err
 
 
 def test_metrics_say_how_fast_and_who_was_slow(runs: Path) -> None:

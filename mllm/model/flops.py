@@ -67,7 +67,8 @@ def step_flops(
     """Forward and backward: a trained product costs three times its forward pass, a frozen one
     once, and twice where nothing that it takes has a gradient.
 
-    What a checkpointed block computes again is not counted: it is no use to the model.
+    Of what `train.freeze` names, more is counted than is done. What a checkpointed block computes
+    again is not counted: it is no use to the model.
     """
     flops = forward_flops(config, document_lengths, num_images, num_scored)
     num_blocks = config.vision.num_layers

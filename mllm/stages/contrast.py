@@ -7,6 +7,7 @@ import torch
 from mllm.config import Config
 from mllm.model.contrastive import ContrastiveModel
 from mllm.objectives import Contrastive
+from mllm.optim import freeze
 from mllm.stages.stage import Stage, preparation
 from mllm.stages.validation import zero_shot
 from mllm.stream.pairs import PairBatch, PairStream
@@ -23,6 +24,7 @@ def vision_stage(config: Config) -> Stage:
             embed_dim=settings.embed_dim,
             initial_temperature=settings.initial_temperature,
         )
+    freeze(model, config.train.freeze)
 
     def totals(batch: PairBatch, losses: torch.Tensor) -> list[float]:
         loss, right = losses.sum(1).tolist()

@@ -8,6 +8,7 @@ from mllm.config import Config
 from mllm.model.flops import step_flops
 from mllm.model.init import build
 from mllm.objectives import LanguageModelling
+from mllm.optim import freeze
 from mllm.stages.stage import Stage, preparation
 from mllm.stages.validation import token_loss
 from mllm.stream.batch import Batch
@@ -21,6 +22,7 @@ def language_stage(config: Config) -> Stage:
     if config.vision_weights:
         load_vision_weights(model.vision, config.vision_weights)
     model.vision.freeze(config.train.train_last_blocks)
+    freeze(model, config.train.freeze)
     model.set_execution(
         attention_backend=config.train.attention_backend,
         activation_checkpointing=config.train.activation_checkpointing,

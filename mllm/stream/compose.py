@@ -65,13 +65,12 @@ class BatchDraft:
         pieces = source.plan.pieces(plan_row)
         keys = []
         first_picture = len(self._pixels)
-        end = 0
+        spans = source.plan.spans(plan_row)
         if is_joined:
             self.token_ids[b, 0] = BOS_ID
-            end = 1
         for number, (sample, start, stop) in enumerate(pieces):
             skipped = int(is_joined and start == 0)  # the row's own <s> stands for the document's
-            begin, end = end, end + stop - start - skipped
+            begin, end = spans[number]
             length = source.length(sample)
             if source.is_excluded(sample):
                 self._num_excluded += 1  # as a sample that cannot be read, but without a look
@@ -86,7 +85,7 @@ class BatchDraft:
                 self.document_ids[b, begin:end] = number
             elif stop < length and number + 1 < len(pieces):
                 self.token_ids[b, end] = EOS_ID
-                end += 1
+        end = spans[-1][1]
         if is_joined:
             self.positions[b, :end] = self._places[:end]
             self.document_ids[b, :end] = 0

@@ -87,6 +87,21 @@ class PackPlan:
             pieces[place] = (pieces[place][0], start, stop)
         return pieces
 
+    def spans(self, row: int) -> list[tuple[int, int]]:
+        """Where each piece stands in its row: first position, one past the last.
+
+        In a joined row the first `<s>`, and the `</s>` after a piece that stops early, belong to
+        none.
+        """
+        is_joined = bool(self.is_joined[row])
+        spans, end = [], int(is_joined)
+        for sample, start, stop in self.pieces(row):
+            begin = end
+            end += stop - start - (is_joined and start == 0)  # the row's <s> is the document's
+            spans.append((begin, end))
+            end += is_joined and stop < self.lengths.length(sample, self.num_latents)
+        return spans
+
 
 def open_plan(
     corpus: Corpus,

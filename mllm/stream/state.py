@@ -219,6 +219,22 @@ class Resumable:
         """16 hex over all that decides the batches."""
         return self.state.fingerprint
 
+    def recall(self, state: StreamState) -> None:
+        """Gives the batches that a run with this state has had; its sources are all open.
+
+        Raises:
+            UserError: a corpus has changed since.
+        """
+        mine = {source.name: source.corpus for source in self.state.segments[-1].sources}
+        for segment in state.segments:
+            for source in segment.sources:
+                if mine[source.name] != source.corpus:
+                    raise UserError(
+                        f"{source.path}: has changed since the run read it; what its steps were "
+                        "cannot be told any more"
+                    )
+        self._settle(state)
+
     def resume(self, before: StreamState, step: int, where: str) -> list[str]:
         """Goes on at training step `step` of a run whose state `where` holds.
 

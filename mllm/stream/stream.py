@@ -185,6 +185,11 @@ class TokenStream(Resumable):
         self._last_rows = (step, rows)
         return rows
 
+    def spans(self, step: int, row: int) -> list[tuple[int, int]]:
+        """Positions of the samples of a global row of a step, in the order of `RowInfo.samples`."""
+        order = self.rows(step).order
+        return self.sources[order.source_ids[row]].plan.spans(int(order.rows[row]))
+
     def row_infos(self, step: int, *, world_size: int, micro_batch_size: int) -> list[RowInfo]:
         """Every row of a step over all ranks and micro-steps, in global order."""
         split = {"world_size": world_size, "micro_batch_size": micro_batch_size}
