@@ -6,6 +6,7 @@ process runs the forward pass, with the step's dropout; nothing in the run's fol
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def main(config: Config, step: int, as_json: bool) -> int:
         raise UserError(f"--replay {step}: steps of metrics.jsonl begin with 1")
     with stdout_is_json():
         said, samples = replay(config, step)
-        print(f"mllm: {said}")
+        print(f"mllm: {said}", file=sys.stderr)
     samples.sort(key=lambda sample: -(sample["loss"] or 0.0))
     for sample in samples:
         if as_json:
@@ -87,7 +88,7 @@ def _load(run_dir: Path, wanted: int, model: nn.Module, config: Config) -> str:
         if saved > wanted:
             continue
         if problem := problem_of(folder):
-            print(f"mllm: passing over {folder}: {problem}")
+            print(f"mllm: passing over {folder}: {problem}", file=sys.stderr)
             continue
         init_from(model, folder)
         text = f"with the weights of {folder.name}"
