@@ -29,7 +29,9 @@ class Leg:
     is_scored: bool = False  # its engine also scores rows, for the export
 
 
-STAGES = [Leg(f"zero{stage}", stage, is_scored=stage == 3) for stage in (1, 2, 3)]
+# ZeRO-3 puts DeepSpeed's own linear in the place of torch's for the rest of the process: first, so
+# that all legs have it, and a resumed one can be held to the bit.
+STAGES = [Leg(f"zero{stage}", stage, is_scored=stage == 3) for stage in (3, 1, 2)]
 RESUMED = Leg("resumed", resumes="zero1")
 
 
