@@ -4,6 +4,7 @@ values are written beside the run. Dotted overrides: `train.num_steps=100`.
 
 import dataclasses
 import difflib
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from mllm.errors import UserError
 from mllm.model.config import ModelConfig
 from mllm.stream.state import parse_windows
 
+# An explicit list: fsspec knows dozens more. `memory` is the process's own, for tests.
+CHECKPOINT_STORE = re.compile(r"(s3|gs|file|memory)://(?!.*\.\.)[\w.=~/-]+")
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
@@ -104,6 +107,10 @@ class TrainConfig:
     vision_lr_scale: float = 1.0  # peak_lr of the vision encoder, as a multiple
     checkpoint_every: PositiveInt = 100  # steps
     keep_checkpoints: PositiveInt = 2
+    async_checkpoints: bool = True  # written beside training, from a copy in host memory
+    # s3://, gs:// or file:// folder of this run alone: finished checkpoints are uploaded there and,
+    # where the run folder's are gone, fetched from there. Needs the extra `remote`.
+    checkpoint_store: str | None = None
     validate_every: PositiveInt = 100  # steps
     validation_rows: PositiveInt = 32  # per validation source
     max_skipped_steps: PositiveInt = 10  # in a row, then the run stops
@@ -115,6 +122,12 @@ class TrainConfig:
             raise ValueError(
                 f"train.micro_batch_size {self.micro_batch_size} does not divide "
                 f"train.global_batch_size {self.global_batch_size}"
+            )
+        store = self.checkpoint_store
+        if store is not None and not CHECKPOINT_STORE.fullmatch(store):
+            raise ValueError(
+                f"train.checkpoint_store {store.rpartition('@')[2]}: use a plain s3://, gs:// or "
+                "file:// URL of a folder; credentials belong into the environment"
             )
 
 
@@ -156,6 +169,8 @@ ALLOWED_ON_RESUME = {
     "train.micro_batch_size",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.async_checkpoints",
+    "train.checkpoint_store",
     "train.validate_every",
     "train.validation_rows",
     "train.max_skipped_steps",

@@ -31,7 +31,6 @@ from mllm.zero_memory import (
 # A checkpoint's files beyond their tensors, as measured: each pickle's own text, what a stored
 # tensor costs in the zip archive, what a name and shape cost.
 PICKLE_BYTES, STORED_BYTES, NAMED_BYTES = 16_000, 260, 158
-SCRIPT_BYTES = 34_500  # zero_to_fp32.py, which DeepSpeed puts beside ZeRO's files
 CAPTION_LEN = 32  # tokens beside each picture, where nobody says how many pictures a row has
 # Resident memory of a CPU process beyond its tensors, and what the allocator keeps of those freed,
 # as a factor: fitted on the FITTED sizes of mllm/bench/plan.py alone, where the allocator's whims
@@ -237,7 +236,6 @@ def checkpoint_bytes(
         pickles, stored = world_size + copies, len(groups.frozen) * copies + states
         named *= copies
     text = pickles * PICKLE_BYTES + stored * STORED_BYTES + named * NAMED_BYTES
-    text += SCRIPT_BYTES * (stage > 0)
     total = sum(tensors.values()) + _safetensors_header(model) + text
     return {**tensors, "bytes": total}
 

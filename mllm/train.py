@@ -24,6 +24,8 @@ import torch
 
 from mllm import checkpoint, dist
 from mllm.checkpoint import TrainState
+from mllm.checkpoint_files import bytes_file, json_file
+from mllm.checkpoint_store import fetch_newer
 from mllm.config import Config, load_config
 from mllm.engine import Engine, init_distributed, resolve_precision, set_determinism
 from mllm.errors import UserError
@@ -33,6 +35,7 @@ from mllm.metrics import MetricsLog, cut_after
 from mllm.model.init import count_parameters
 from mllm.optim import learning_rate
 from mllm.run_folder import Ledger, TerminalLine, continue_folder, read_stream_state
+from mllm.saving import Saver, check_room, checkpoint_size
 from mllm.stages import Stage, build_stage
 from mllm.stop import STOP_FILE
 from mllm.stream.loader import Loader
@@ -60,11 +63,15 @@ def train(config: Config) -> int:
 def _train(config: Config) -> int:
     # ------------------------------------------------------------------------------ build
     run_dir = Path(config.run_dir)
+    if config.train.checkpoint_store:
+        fetch_newer(config.train.checkpoint_store, run_dir)
     config = continue_folder(run_dir, config, resolve_precision(config.train.precision))
     set_determinism(config.train.deterministic)
     stop_flag = _StopFlag(run_dir)
     ledger = Ledger(run_dir)
     stage = build_stage(config)
+    checkpoint_bytes = checkpoint_size(stage.objective, config)
+    check_room(run_dir, checkpoint_bytes, config.train.keep_checkpoints)
     init_note = ""
     resume_point = checkpoint.resume_point(run_dir)
     if config.init_from and resume_point is None:
@@ -104,9 +111,20 @@ def _train(config: Config) -> int:
         pin_memory=dist.device().type == "cuda",
     )
 
+    saver = Saver(
+        run_dir,
+        {
+            "model_config.json": json_file(stage.model_config),
+            "tokenizer.model": bytes_file(stage.stream.tokenizer.model_path.read_bytes()),
+        },
+        config.train.keep_checkpoints,
+        checkpoint_bytes,
+        is_async=config.train.async_checkpoints,
+        store=config.train.checkpoint_store,
+    )
+
     # ------------------------------------------------------------------------------- loop
     engine.train()
-    saved_at = state.step
     try:
         for step, batches in loader:
             started = time.monotonic()
@@ -114,8 +132,9 @@ def _train(config: Config) -> int:
             state.step = step + 1
             values["data_wait_seconds"] = round(loader.data_wait_seconds, 4)
             values["step_seconds"] = round(time.monotonic() - started, 4)
+            values["checkpoint_seconds"] = saver.take_blocked_seconds()  # before this step
             values["time"] = round(time.time(), 3)
-            _rates(values, values["step_seconds"] + values["data_wait_seconds"])
+            _rates(values)
             log.write(values)
             line.show(values)
             for batch in batches:
@@ -147,31 +166,30 @@ def _train(config: Config) -> int:
                 engine.train()
                 log.write({"step": state.step, "validation": scores, "time": time.time()})
                 line.note(state.step, scores)
-            must_stop = stop_flag.agreed()
+            must_stop, has_failed = stop_flag.agreed(saver.has_failed)
+            if has_failed:
+                saver.give_up()
             if is_last or must_stop or state.step % config.train.checkpoint_every == 0:
-                if checkpoint.save(
-                    run_dir,
-                    engine,
-                    state,
-                    stage.model_config,
-                    stage.stream.tokenizer.model_path,
-                    config.train.keep_checkpoints,
-                ):
-                    saved_at = state.step
-                elif is_last or must_stop:
+                saver.save(engine, state, is_last=is_last or must_stop)
+            if is_last or must_stop:
+                if not saver.finish():
                     raise UserError(f"the last checkpoint of {run_dir} could not be written")
+                saver.finish_uploads()
+            for note in saver.news():
+                line.say(note)
             if must_stop and not is_last:
                 dist.say(f"saved step {state.step} and stopped; the same command goes on")
                 return EXIT_STOPPED
     except UserError as error:
         if dist.rank() != 0:  # rank 0 tells its own; a failing disk may be this rank's alone
             print(f"mllm: error: rank {dist.rank()}: {error}", file=sys.stderr, flush=True)
+        saver.close()
         raise
     finally:
         loader.close()
         log.close()
         line.close()
-    dist.say(f"done: step {state.step}, checkpoint of step {saved_at} in {run_dir}/checkpoints")
+    dist.say(f"done: step {state.step}, saved in {run_dir}/checkpoints")
     return 0
 
 
@@ -209,7 +227,8 @@ def _step(
     }
 
 
-def _rates(values: dict, seconds: float) -> None:
+def _rates(values: dict) -> None:
+    seconds = sum(values[f"{name}_seconds"] for name in ("step", "data_wait", "checkpoint"))
     for name, count in (
         ("tokens_per_second", "tokens"),
         ("useful_tokens_per_second", "useful_tokens"),
@@ -246,9 +265,11 @@ class _StopFlag:
             raise SystemExit(128 + number)  # the second one means now
         self._is_set = True
 
-    def agreed(self) -> bool:
+    def agreed(self, has_failed: bool) -> tuple[bool, bool]:
+        """Whether any rank is to stop, and whether `has_failed` on any."""
         is_set = self._is_set or (dist.rank() == 0 and self._stop_file.exists())
-        return dist.all_reduce_sum([float(is_set)])[0] > 0
+        stops, failures = dist.all_reduce_sum([float(is_set), float(has_failed)])
+        return stops > 0, failures > 0
 
 
 if __name__ == "__main__":
