@@ -9,7 +9,6 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from mllm.files import (
     HashedFile,
     fsync_dir,
+    in_threads,
     json_text,
     sha256_file,
     write_aside,
@@ -80,8 +80,9 @@ def write_part(folder: Path, rank: int, files: dict[str, Fill]) -> None:
         OSError: the disk would not take them; those written are removed, which makes room.
     """
     try:
-        with ThreadPoolExecutor(THREADS) as pool:
-            entries = pool.map(lambda item: write_hashed(folder / item[0], item[1]), files.items())
+        entries = in_threads(
+            lambda item: write_hashed(folder / item[0], item[1]), files.items(), THREADS
+        )
         write_json(_part_path(folder, rank), dict(zip(files, entries, strict=True)))
     except BaseException:
         for name in files:
@@ -160,9 +161,10 @@ def problem_of(checkpoint: Path) -> str | None:
         manifest = read_manifest((checkpoint / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
         return f"{MANIFEST}: {error}"
-    with ThreadPoolExecutor(THREADS) as pool:
-        problems = pool.map(lambda item: _problem_of_file(checkpoint, *item), manifest.items())
-        return next((problem for problem in problems if problem), None)
+    problems = in_threads(
+        lambda item: _problem_of_file(checkpoint, *item), manifest.items(), THREADS
+    )
+    return next((problem for problem in problems if problem), None)
 
 
 def read_manifest(data: bytes) -> Manifest:

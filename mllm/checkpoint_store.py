@@ -13,7 +13,6 @@ import io
 import shutil
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +22,7 @@ from mllm import checkpoint_files as files
 from mllm import dist
 from mllm.checkpoint import newest_valid
 from mllm.errors import UserError
-from mllm.files import size_text, write_aside, write_hashed
+from mllm.files import in_threads, size_text, write_aside, write_hashed
 
 RUN_FILES = ("config.yaml", "stream.json", "metrics.jsonl", "ledger.jsonl")
 RANGE_BYTES = 32 << 20  # of one request; as many are in memory as files are read at once
@@ -38,18 +37,13 @@ class Uploader:
         keep: how many checkpoints stay in the store.
 
     Raises:
-        UserError: the store does not take a first small file.
+        UserError, OSError: the store does not take a first small file.
     """
 
     def __init__(self, url: str, run_dir: Path, keep: int):
         self._url, self._run_dir, self._keep = url.rstrip("/"), run_dir, keep
         self._settings = RemoteSettings.from_environment()
-        try:
-            self._put(run_dir / RUN_FILES[0], f"run/{RUN_FILES[0]}")
-        except OSError as error:
-            raise UserError(
-                f"train.checkpoint_store: {error}; mend it or leave the key out"
-            ) from None
+        self._put(run_dir / RUN_FILES[0], f"run/{RUN_FILES[0]}")
         self._next: Path | None = None
         self._is_closing = False
         self._news: list[str] = []
@@ -97,8 +91,7 @@ class Uploader:
         jobs = [(checkpoint / name, f"{checkpoint.name}/{name}") for name in manifest]
         run_files = [self._run_dir / name for name in RUN_FILES]
         jobs += [(path, f"run/{path.name}") for path in run_files if path.exists()]
-        with ThreadPoolExecutor(files.THREADS) as pool:
-            list(pool.map(lambda job: self._put(*job), jobs))
+        in_threads(lambda job: self._put(*job), jobs, files.THREADS)
         self._put(checkpoint / files.MANIFEST, f"{checkpoint.name}/{files.MANIFEST}")
         num_bytes = sum(entry["bytes"] for entry in manifest.values())
         self._news.append(
@@ -188,8 +181,7 @@ def _fetch(url: str, final: Path, settings: RemoteSettings) -> None:
             raise UserError(f"{name} is not what its manifest says")
 
     try:
-        with ThreadPoolExecutor(files.THREADS) as pool:
-            list(pool.map(fetch, manifest))
+        in_threads(fetch, manifest, files.THREADS)
         write_hashed(aside / files.MANIFEST, files.bytes_file(text.getvalue()))
         files.rename(aside, final)
     finally:

@@ -5,10 +5,15 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def fsync_dir(path: Path) -> None:
@@ -131,3 +136,37 @@ def fingerprint(value: Any) -> str:
 def size_text(num_bytes: float) -> str:
     """For people: in MB, from 100 MB on in GB."""
     return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int
+) -> list[Result]:
+    """`function` of each item. The threads do not keep the process alive: an exit is at once.
+
+    Raises:
+        The first exception of any, once no thread works any more.
+    """
+    results: dict[int, Result] = {}
+    todo: queue.SimpleQueue[tuple[int, Item]] = queue.SimpleQueue()
+    problems: list[BaseException] = []
+    for entry in enumerate(items):
+        todo.put(entry)
+
+    def work() -> None:
+        try:
+            while not problems:
+                number, item = todo.get_nowait()
+                results[number] = function(item)
+        except queue.Empty:
+            pass
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if problems:
+        raise problems[0]
+    return [results[number] for number in sorted(results)]

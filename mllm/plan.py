@@ -96,6 +96,10 @@ def plan(
     flops = _flops(config, images, scored_share, world_size)
     seconds = flops["total"] / (machine.flops[precision] * mfu * world_size)
     checkpoint = checkpoint_bytes(model, groups, settings, precision, world_size)
+    copied = _copied_bytes(config, checkpoint, precision, world_size)
+    if on_cpu:
+        memory["other"] += copied
+        memory["peak"] += copied
     global_rows = config.train.global_batch_size
     is_vision = config.stage == "vision"
     positions = config.contrastive.text_len if is_vision else config.model.seq_len
@@ -127,6 +131,7 @@ def plan(
         },
         "checkpoint": {
             **checkpoint,
+            "copied": copied,
             "kept": config.train.keep_checkpoints,
             "run_bytes": checkpoint["bytes"] * (config.train.keep_checkpoints + 1),
         },
@@ -218,6 +223,25 @@ def _flops(config: Config, images: int, scored_share: float, world_size: int) ->
         lengths = [model.seq_len] * rows
         flops = step_flops(model, lengths, rows * images, scored, config.train.train_last_blocks)
     return {**flops, "total": sum(flops.values())}
+
+
+def _copied_bytes(
+    config: Config, checkpoint: dict[str, int], precision: str, world_size: int
+) -> int:
+    """Host memory of rank 0 for what it writes beside training (snapshot.py).
+
+    The last checkpoint of a run is written without a copy.
+    """
+    if (
+        not config.train.async_checkpoints
+        or config.train.num_steps <= config.train.checkpoint_every
+    ):
+        return 0
+    stage = config.zero.stage
+    optimizer = ceil_div(checkpoint["optimizer"], world_size if stage else 1)
+    module = ceil_div(checkpoint["module"], world_size if stage == 3 else 1)
+    is_shared = precision == "fp32" and stage < 3  # the module's states are these weights
+    return optimizer + module + (0 if is_shared else checkpoint["weights"])
 
 
 def checkpoint_bytes(

@@ -71,8 +71,8 @@ class Saver:
         if store and dist.rank() == 0:
             try:
                 self._uploader = Uploader(store, run_dir, keep)
-            except UserError as error:
-                problem = str(error)
+            except (OSError, UserError) as error:
+                problem = f"train.checkpoint_store {error}; mend it or leave the key out"
         if problem := dist.first_problem(problem):
             raise UserError(problem)
 

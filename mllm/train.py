@@ -16,6 +16,7 @@ sys.path[:] = [entry for entry in sys.path if str(Path(entry or ".").resolve()) 
 if str(Path(_HERE).parent) not in sys.path:
     sys.path.insert(0, str(Path(_HERE).parent))
 
+import os
 import signal
 import time
 from types import FrameType
@@ -274,8 +275,12 @@ class _StopFlag:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        code = main(sys.argv[1:])
+    except SystemExit as second_signal:
+        sys.stdout.flush()
+        os._exit(int(second_signal.code or 0))  # a thread that writes a checkpoint may be anywhere
     except UserError as error:
         if dist.rank() == 0:
             print(f"mllm: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    sys.exit(code)
