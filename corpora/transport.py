@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -27,7 +28,7 @@ CONNECT_SECONDS = 10.0
 RETRIED = (408, 425, 429, "RequestTimeout")  # and every 5xx
 REFUSED = (401, 403)
 ABSENT = (404, 410)
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "https": "aiohttp", "http": "aiohttp", "memory": "fsspec"}
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "https": "aiohttp", "http": "aiohttp"}
 CHATTY_LOGGERS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "fsspec", "aiohttp", "urllib3")
 
 Result = TypeVar("Result")
@@ -73,15 +74,44 @@ def fetch_range(url: str, start: int, stop: int, version: str, settings: RemoteS
     return data
 
 
-def list_folder(url: str, settings: RemoteSettings) -> list[str]:
+def list_folder(url: str, settings: RemoteSettings, *, may_be_absent: bool = False) -> list[str]:
     """Names right under a folder. UserError where it is not there or may not be listed."""
     scheme, _, path = url.partition("://")
 
     def once() -> list[str]:
-        found = _file_system(scheme, settings).ls(path, detail=False)
+        try:
+            found = _file_system(scheme, settings).ls(path, detail=False)
+        except FileNotFoundError:
+            if may_be_absent:
+                return []
+            raise
         return [name.rstrip("/").rpartition("/")[2] for name in found]
 
     return _attempt(url, settings, once, opens=1)
+
+
+def put_object(url: str, source: Path, settings: RemoteSettings) -> None:
+    """Uploads a file, in place of what is there.
+
+    Raises:
+        UserError: refused, or no such bucket or file.
+        RemoteUnavailable: the network or the server failed in every attempt.
+    """
+    scheme, _, path = url.partition("://")
+
+    def once() -> None:
+        files = _file_system(scheme, settings)
+        if scheme == "file":  # elsewhere folders are only names
+            files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        files.put_file(str(source), path)
+
+    _attempt(url, settings, once, "written")
+
+
+def remove_object(url: str, settings: RemoteSettings, *, recursive: bool = False) -> None:
+    """Removes an object, or all below a folder."""
+    scheme, _, path = url.partition("://")
+    _attempt(url, settings, lambda: _file_system(scheme, settings).rm(path, recursive), "removed")
 
 
 def redacted(text: str, settings: RemoteSettings) -> str:
@@ -110,7 +140,11 @@ def _secrets(options: Any) -> list[str]:
 
 
 def _attempt(
-    url: str, settings: RemoteSettings, once: Callable[[], Result], **counted: int
+    url: str,
+    settings: RemoteSettings,
+    once: Callable[[], Result],
+    deed: str = "read",
+    **counted: int,
 ) -> Result:
     """Calls `once` until it succeeds, with growing pauses; a lasting error ends it at once."""
     for attempt in range(1, settings.attempts + 1):
@@ -123,7 +157,7 @@ def _attempt(
         # `from None` throughout: what the libraries raise may spell signed URLs and headers.
         if attempt == settings.attempts:
             raise RemoteUnavailable(
-                f"{url}: cannot be read after {attempt} attempts ({reason})"
+                f"{url}: cannot be {deed} after {attempt} attempts ({reason})"
             ) from None
         pause = settings.back_off_seconds * 2 ** (attempt - 1)
         time.sleep(min(pause, settings.max_back_off_seconds) * random.uniform(0.5, 1.0))
@@ -291,5 +325,5 @@ def _make_file_system(scheme: str, options: dict[str, Any], settings: RemoteSett
         return fsspec.filesystem(scheme, **defaults | options)
     except ImportError:
         raise UserError(
-            f'{scheme}://: {PACKAGES[scheme]} is missing; pip install "mllm[remote]"'
+            f'{scheme}://: {PACKAGES.get(scheme, "fsspec")} is missing; pip install "mllm[remote]"'
         ) from None

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there: temporary folder, fsync, manifest, rename, `latest`.
+"""Finding and loading checkpoints; saving.py writes them.
 
 checkpoints/step-00000100/
   model.safetensors   float32 weights of the whole model, for init_from, export and evaluation
@@ -10,21 +10,18 @@ checkpoints/step-00000100/
 """
 
 import json
-import os
-import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from mllm import dist
+from mllm.checkpoint_files import MANIFEST, STATE, checkpoints, problem_of
 from mllm.engine import Engine, read_states
 from mllm.errors import UserError
-from mllm.files import fsync_dir, sha256_file, write_aside, write_json
 from mllm.reshape import SavedState
 
 DEEPSPEED_TAG = "deepspeed"
@@ -44,115 +41,6 @@ class TrainState:
     world_size: int = 1
     zero_stage: int = 1
     zero_fingerprint: str = ""
-
-
-def save(
-    run_dir: Path,
-    engine: Engine,
-    state: TrainState,
-    model_config: dict[str, Any],
-    tokenizer_path: Path,
-    keep: int,
-) -> bool:
-    """Writes a checkpoint. All ranks call it.
-
-    Returns:
-        False if the disk would not take it: the previous checkpoint stands and training goes on.
-    """
-    folder = run_dir / "checkpoints"
-    final = folder / f"step-{state.step:08d}"
-    aside = folder / f".tmp-{final.name}"
-    problem: Exception | None = None
-    if dist.rank() == 0:
-        try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        except OSError as error:
-            problem = error
-    if dist.broadcast_object(problem is None):
-        try:
-            engine.save(aside, DEEPSPEED_TAG)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            problem = error
-    failed = dist.all_reduce_sum([float(problem is not None)])[0]
-    weights = {} if failed else engine.full_state_dict()
-    if not failed and dist.rank() == 0:
-        try:
-            _finish(aside, final, weights, state, model_config, tokenizer_path)
-        except (OSError, RuntimeError) as error:
-            problem = error
-    failed = dist.all_reduce_sum([float(problem is not None)])[0]
-    if problem is not None:
-        print(
-            f"mllm: checkpoint of step {state.step} NOT written to {folder}: {problem}; "
-            "free disk space there; training goes on from the one before",
-            flush=True,
-        )
-    if dist.rank() == 0:
-        if failed:
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            _prune(final, keep)
-    return not failed
-
-
-def _finish(
-    aside: Path,
-    final: Path,
-    weights: dict[str, torch.Tensor],
-    state: TrainState,
-    model_config: dict[str, Any],
-    tokenizer_path: Path,
-) -> None:
-    weights = {name.removeprefix("model."): value for name, value in weights.items()}
-    weights = {name: value.float().contiguous() for name, value in weights.items() if name != TIED}
-    save_file(weights, aside / "model.safetensors")
-    write_json(aside / "model_config.json", model_config)
-    write_json(aside / "state.json", asdict(state))
-    shutil.copyfile(tokenizer_path, aside / "tokenizer.model")
-    files = sorted(path for path in aside.rglob("*") if path.is_file())
-    for path in files:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    manifest = {
-        str(path.relative_to(aside)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in files
-    }
-    write_json(aside / "manifest.json", manifest)
-    shutil.rmtree(final, ignore_errors=True)
-    os.rename(aside, final)
-    fsync_dir(final.parent)
-    with write_aside(final.parent / "latest") as file:
-        file.write(final.name + "\n")
-
-
-def _prune(newest: Path, keep: int) -> None:
-    """Removes the oldest checkpoints up to the one just written, which stays."""
-    earlier = [path for path in checkpoints(newest.parent) if path.name < newest.name]
-    for old in earlier[: len(earlier) - max(1, keep) + 1]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoint folders, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
-
-
-def problem_of(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None if every file has its size and hash."""
-    try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        return f"manifest.json: {error}"
-    for name, expected in manifest.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
-        if sha256_file(path) != expected["sha256"]:
-            return f"{name} has another SHA-256 than its manifest says"
-    return None
 
 
 def newest_valid(run_dir: Path) -> Path | None:
@@ -191,7 +79,7 @@ def latest(path: str | Path) -> Path:
         UserError: there is none, or the one named does not verify.
     """
     path = Path(path)
-    if (path / "manifest.json").is_file():
+    if (path / MANIFEST).is_file():
         if problem := problem_of(path):
             raise UserError(f"checkpoint {path}: {problem}; use another checkpoint of the run")
         return path
@@ -210,7 +98,7 @@ def resume(checkpoint: Path, engine: Engine) -> TrainState:
     Raises:
         UserError: others, where a file of it cannot be read or the engine cannot be filled.
     """
-    saved = TrainState(**json.loads((checkpoint / "state.json").read_text()))
+    saved = TrainState(**json.loads((checkpoint / STATE).read_text()))
     state = replace(
         saved,
         world_size=dist.world_size(),

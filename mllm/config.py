@@ -4,6 +4,7 @@ values are written beside the run. Dotted overrides: `train.num_steps=100`.
 
 import dataclasses
 import difflib
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from mllm.model.config import ModelConfig
 from mllm.sinks import SinkName
 from mllm.stream.state import parse_windows
 
+# An explicit list: fsspec knows dozens more. `memory` is the process's own, for tests.
+CHECKPOINT_STORE = re.compile(r"(s3|gs|file|memory)://(?!.*\.\.)[\w.=~/-]+")
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
@@ -120,6 +123,10 @@ class TrainConfig:
     vision_lr_scale: float = 1.0  # peak_lr of the vision encoder, as a multiple
     checkpoint_every: PositiveInt = 100  # steps
     keep_checkpoints: PositiveInt = 2
+    async_checkpoints: bool = True  # written beside training, from a copy in host memory
+    # s3://, gs:// or file:// folder of this run alone: finished checkpoints are uploaded there and,
+    # where the run folder's are gone, fetched from there. Needs the extra `remote`.
+    checkpoint_store: str | None = None
     validate_every: PositiveInt = 100  # steps
     validation_rows: PositiveInt = 32  # per validation source
     # A loss above the median of the last `spike_window` by that many standard deviations is a
@@ -150,6 +157,12 @@ class TrainConfig:
             )
         if self.final_lr_share > 1:
             raise ValueError(f"train.final_lr_share {self.final_lr_share}: use 0 to 1")
+        store = self.checkpoint_store
+        if store is not None and not CHECKPOINT_STORE.fullmatch(store):
+            raise ValueError(
+                f"train.checkpoint_store {store.rpartition('@')[2]}: use a plain s3://, gs:// or "
+                "file:// URL of a folder; credentials belong into the environment"
+            )
 
 
 @dataclass(frozen=True)
@@ -195,6 +208,8 @@ ALLOWED_ON_RESUME = {
     "train.micro_batch_size",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.async_checkpoints",
+    "train.checkpoint_store",
     "train.validate_every",
     "train.validation_rows",
     "train.spike_sigmas",

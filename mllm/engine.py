@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ from mllm.errors import UserError
 from mllm.files import fingerprint
 from mllm.optim import build_optimizer
 from mllm.reshape import MOMENTS, SavedState
+from mllm.snapshot import HostCopies
 
 STALE_BUILD_SECONDS = 600  # building an operator takes one or two minutes
 ZERO_CONFIG_DIR = Path(__file__).resolve().parent.parent / "deepspeed_configs"
@@ -140,6 +141,13 @@ class StepResult:
     applied: bool  # False: non-finite gradients, the step was skipped
     grad_norm: float  # before clipping
     loss_scale: float | None = None  # of fp16, which moves it
+
+
+class Captured(NamedTuple):
+    """What a rank writes of a checkpoint."""
+
+    files: dict[str, Any]  # name in the checkpoint's folder to what `torch.save` gets
+    weights: dict[str, torch.Tensor]  # float32, of the whole module; on rank 0
 
 
 class Engine:
@@ -270,29 +278,50 @@ class Engine:
     def train(self, mode: bool = True) -> None:
         self._engine.train(mode)
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Writes this rank's share of parameters and optimizer states. All ranks call it.
+    def capture(self, folder: Path, tag: str, copies: HostCopies | None = None) -> Captured:
+        """What a checkpoint holds, as it is now. All ranks call it; nothing is written yet.
+
+        Args:
+            folder: where the checkpoint will be; DeepSpeed puts NVMe-offloaded states there at
+                once, for which it must exist.
+            tag: of DeepSpeed's files.
+            copies: takes them to host memory; None: they are the engine's own, to be written
+                before the next step.
 
         Raises:
-            OSError, RuntimeError: the disk would not take it. Only after DeepSpeed's barriers:
-                a rank that left early would leave the others waiting there.
+            OSError: the disk would not take states that lie on NVMe. Only after DeepSpeed's
+                barriers: a rank that left early would leave the others waiting there.
         """
-        writer = self._engine.checkpoint_engine
-        write, problems = writer.save, []
+        if copies is not None:
+            copies.begin()
+        files: dict[str, Any] = {}
 
-        def save_or_note(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return write(*args, **kwargs)
-            except (OSError, RuntimeError) as error:
-                problems.append(error)
+        def keep(state_dict: Any, path: str) -> None:
+            name = str(Path(path).relative_to(folder))
+            files[name] = state_dict if copies is None else copies.copy(state_dict)
 
-        writer.save = save_or_note
+        def nothing(*_: Any, **__: Any) -> None:
+            """Folders come with the files; the weights need no script of DeepSpeed's to be read."""
+
+        writer, problem = self._engine.checkpoint_engine, None
+        replaced = [(writer, "save", keep), (writer, "makedirs", nothing)]
+        replaced.append((self._engine, "_copy_recovery_script", nothing))
+        for owner, name, function in replaced:
+            setattr(owner, name, function)
         try:
             self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        except OSError as error:
+            problem = error
+            dist.barrier()  # DeepSpeed's last, which the other ranks have come to
         finally:
-            writer.save = write
-        if problems:
-            raise problems[0]
+            for owner, name, _ in replaced:
+                delattr(owner, name)  # the class's own is there again
+        weights = self.full_state_dict(copies)
+        if copies is not None:
+            copies.end()
+        if problem is not None:
+            raise problem
+        return Captured(files, weights)
 
     def load(self, folder: Path, tag: str) -> None:
         """Reads what `save` wrote at the same world size and with the same ZeRO settings."""
@@ -362,25 +391,32 @@ class Engine:
                 run = own.lp_fragment_address
                 yield name, run.start, run.numel, vector, own.hp_fragment_address.start
 
-    def full_state_dict(self) -> dict[str, torch.Tensor]:
+    def full_state_dict(self, copies: HostCopies | None = None) -> dict[str, torch.Tensor]:
         """float32 weights of the whole module, on the CPU; empty but on rank 0. All ranks call it.
 
         Under bf16 the true weights are the optimizer's fp32 copies, not the module's.
+
+        Args:
+            copies: takes them to host memory; None: on a CPU, some are the module's own.
         """
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights = {}
+        is_whole = self.stage == 0 or (self.stage < 3 and self.precision == "fp32")
         for name, parameter in self.module.named_parameters():
-            if self.stage == 0 or not parameter.requires_grad:
-                with GatheredParameters([parameter], enabled=self.stage == 3):
-                    value = parameter.detach().float().cpu().clone()
-            else:
-                value = safe_get_full_fp32_param(parameter)
+            is_own = is_whole or not parameter.requires_grad
+            with GatheredParameters([parameter], enabled=is_own and self.stage == 3):
+                value = parameter.detach() if is_own else safe_get_full_fp32_param(parameter)
                 assert value is not None, name
-                value = value.detach().float().cpu().clone()
-            if dist.rank() == 0:
-                weights[name] = value
+                if dist.rank() != 0:
+                    continue
+                value = value.detach().float()
+                if copies is not None and is_own and self.stage < 3 and self.precision == "fp32":
+                    value = copies.copy(value)  # one copy for the module's states too
+                elif copies is not None:
+                    value = copies.copy_alone(value)
+                weights[name] = value.cpu()
         return weights
 
 

@@ -2,12 +2,18 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def fsync_dir(path: Path) -> None:
@@ -74,7 +80,93 @@ def sha256_file(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+class HashedFile(io.FileIO):
+    """A new file that knows its size and SHA-256 as it grows."""
+
+    def __init__(self, path: str | Path):
+        super().__init__(path, "w")
+        self.num_bytes = 0
+        self.problem: OSError | None = None  # the first that the system had
+        self._digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        """Writes all of `data`, any contiguous buffer."""
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(view):
+                done += super().write(view[done:]) or 0
+        except OSError as error:
+            self.problem = self.problem or error
+            raise
+        self._digest.update(view)
+        self.num_bytes += done
+        return done
+
+    def entry(self) -> dict[str, Any]:
+        """Its line in a manifest."""
+        return {"bytes": self.num_bytes, "sha256": self._digest.hexdigest()}
+
+
+def write_hashed(path: Path, fill: Callable[[HashedFile], object]) -> dict[str, Any]:
+    """Makes a file, has `fill` write it, puts it on disk, and gives back its manifest entry.
+
+    Raises:
+        OSError: the system's own, where a library that wrote had another name for it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with HashedFile(path) as file:
+        try:
+            fill(file)
+            os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            problem = file.problem or error
+            if isinstance(problem, OSError):
+                name_full_disk(problem, path)
+            raise problem from None
+        return file.entry()
+
+
 def fingerprint(value: Any) -> str:
     """16 hex digits over the canonical JSON of `value`: equal settings, equal fingerprint."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def size_text(num_bytes: float) -> str:
+    """For people: in MB, from 100 MB on in GB."""
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int
+) -> list[Result]:
+    """`function` of each item. The threads do not keep the process alive: an exit is at once.
+
+    Raises:
+        The first exception of any, once no thread works any more.
+    """
+    results: dict[int, Result] = {}
+    todo: queue.SimpleQueue[tuple[int, Item]] = queue.SimpleQueue()
+    problems: list[BaseException] = []
+    for entry in enumerate(items):
+        todo.put(entry)
+
+    def work() -> None:
+        try:
+            while not problems:
+                number, item = todo.get_nowait()
+                results[number] = function(item)
+        except queue.Empty:
+            pass
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if problems:
+        raise problems[0]
+    return [results[number] for number in sorted(results)]

@@ -31,7 +31,6 @@ from mllm.zero_memory import (
 # A checkpoint's files beyond their tensors, as measured: each pickle's own text, what a stored
 # tensor costs in the zip archive, what a name and shape cost.
 PICKLE_BYTES, STORED_BYTES, NAMED_BYTES = 16_000, 260, 158
-SCRIPT_BYTES = 34_500  # zero_to_fp32.py, which DeepSpeed puts beside ZeRO's files
 CAPTION_LEN = 32  # tokens beside each picture, where nobody says how many pictures a row has
 # Resident memory of a CPU process beyond its tensors, and what the allocator keeps of those freed,
 # as a factor: fitted on the FITTED sizes of mllm/bench/plan.py alone, where the allocator's whims
@@ -97,6 +96,10 @@ def plan(
     flops = _flops(config, images, scored_share, world_size)
     seconds = flops["total"] / (machine.flops[precision] * mfu * world_size)
     checkpoint = checkpoint_bytes(model, groups, settings, precision, world_size)
+    copied = _copied_bytes(config, checkpoint, precision, world_size)
+    if on_cpu:
+        memory["other"] += copied
+        memory["peak"] += copied
     global_rows = config.train.global_batch_size
     is_vision = config.stage == "vision"
     positions = config.contrastive.text_len if is_vision else config.model.seq_len
@@ -128,6 +131,7 @@ def plan(
         },
         "checkpoint": {
             **checkpoint,
+            "copied": copied,
             "kept": config.train.keep_checkpoints,
             "run_bytes": checkpoint["bytes"] * (config.train.keep_checkpoints + 1),
         },
@@ -221,6 +225,25 @@ def _flops(config: Config, images: int, scored_share: float, world_size: int) ->
     return {**flops, "total": sum(flops.values())}
 
 
+def _copied_bytes(
+    config: Config, checkpoint: dict[str, int], precision: str, world_size: int
+) -> int:
+    """Host memory of rank 0 for what it writes beside training (snapshot.py).
+
+    The last checkpoint of a run is written without a copy.
+    """
+    if (
+        not config.train.async_checkpoints
+        or config.train.num_steps <= config.train.checkpoint_every
+    ):
+        return 0
+    stage = config.zero.stage
+    optimizer = ceil_div(checkpoint["optimizer"], world_size if stage else 1)
+    module = ceil_div(checkpoint["module"], world_size if stage == 3 else 1)
+    is_shared = precision == "fp32" and stage < 3  # the module's states are these weights
+    return optimizer + module + (0 if is_shared else checkpoint["weights"])
+
+
 def checkpoint_bytes(
     model: nn.Module, groups: Groups, settings: dict[str, Any], precision: str, world_size: int
 ) -> dict[str, int]:
@@ -237,7 +260,6 @@ def checkpoint_bytes(
         pickles, stored = world_size + copies, len(groups.frozen) * copies + states
         named *= copies
     text = pickles * PICKLE_BYTES + stored * STORED_BYTES + named * NAMED_BYTES
-    text += SCRIPT_BYTES * (stage > 0)
     total = sum(tensors.values()) + _safetensors_header(model) + text
     return {**tensors, "bytes": total}
 

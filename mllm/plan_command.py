@@ -104,7 +104,8 @@ def _show(name: str, plan: dict[str, Any]) -> None:
     )
     console.print(
         f"disk: {_size(checkpoint['bytes'])} a checkpoint, {_size(checkpoint['run_bytes'])} at "
-        f"most for the {checkpoint['kept']} that are kept and one being written"
+        f"most for the {checkpoint['kept']} that are kept and one being written; rank 0 writes "
+        f"from a copy of {_size(checkpoint['copied'])} in host memory"
     )
     memory = plan["memory"]
     room = f"{_size(memory['peak'])} of {_size(plan['device_bytes'])} on each rank"

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from mllm import dist
-from mllm.checkpoint import checkpoints, init_from, problem_of
+from mllm.checkpoint import init_from
+from mllm.checkpoint_files import checkpoints, problem_of
 from mllm.command import stdout_is_json
 from mllm.config import Config, SourceConfig
 from mllm.engine import resolve_precision

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm import dist
-from mllm.checkpoint import TrainState, checkpoints, problem_of, resume
+from mllm.checkpoint import TrainState, resume
+from mllm.checkpoint_files import checkpoints, problem_of
 from mllm.config import Config
 from mllm.engine import Engine
 from mllm.errors import UserError

@@ -147,9 +147,12 @@ class TerminalLine:
             print(text, flush=True)
 
     def note(self, step: int, scores: dict[str, float]) -> None:
-        self.close()
         text = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        dist.say(f"step {step}  validation  {text}")
+        self.say(f"step {step}  validation  {text}")
+
+    def say(self, text: str) -> None:
+        self.close()
+        dist.say(text)
 
     def close(self) -> None:
         if self._is_open:

@@ -23,11 +23,12 @@ class StepMeter:
         self._peak = peak_of(dist.device(), dtype) if dist.rank() == 0 else 1.0
         self._is_cuda = dist.device().type == "cuda"
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._began = self._data_wait = self._forward = 0.0
+        self._began = self._data_wait = self._saving = self._forward = 0.0
 
-    def start(self, data_wait_seconds: float) -> None:
-        """A step begins, for whose data this rank has waited so long."""
-        self._began, self._data_wait, self._forward = time.monotonic(), data_wait_seconds, 0.0
+    def start(self, data_wait_seconds: float, checkpoint_seconds: float) -> None:
+        """A step begins, for whose data and for a checkpoint before it the loop has waited."""
+        self._data_wait, self._saving = data_wait_seconds, checkpoint_seconds
+        self._began, self._forward = time.monotonic(), 0.0
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -65,8 +66,9 @@ class StepMeter:
         return {
             "data_wait_seconds": round(self._data_wait, 4),
             "step_seconds": round(seconds, 4),
+            "checkpoint_seconds": self._saving,  # before the step
             "time": round(time.time(), 3),
-            **rates(values, seconds + self._data_wait, self._peak),
+            **rates(values, seconds + self._data_wait + self._saving, self._peak),
             # The longest in its forward passes and on its data: the others wait for it.
             "slowest_rank": max(range(len(busy)), key=busy.__getitem__),
             "slowest_rank_seconds": round(max(busy), 4),
@@ -80,7 +82,7 @@ def rates(values: dict[str, Any], seconds: float, peak: float) -> dict[str, floa
 
     Args:
         values: one line of metrics.jsonl.
-        seconds: that the step took, its wait for data included.
+        seconds: that the step took, its waits for data and a checkpoint included.
         peak: operations per second of one rank's device.
     """
     found = {

@@ -17,6 +17,7 @@ sys.path[:] = [entry for entry in sys.path if str(Path(entry or ".").resolve()) 
 if str(Path(_HERE).parent) not in sys.path:
     sys.path.insert(0, str(Path(_HERE).parent))
 
+import os
 import signal
 import time
 from types import FrameType
@@ -25,6 +26,8 @@ import torch
 
 from mllm import checkpoint, dist, launch
 from mllm.checkpoint import TrainState
+from mllm.checkpoint_files import bytes_file, json_file
+from mllm.checkpoint_store import fetch_newer
 from mllm.config import Config, load_config
 from mllm.dry_pass import dry_pass
 from mllm.engine import Engine, init_distributed, resolve_precision, set_determinism
@@ -36,6 +39,7 @@ from mllm.model.init import count_parameters
 from mllm.optim import learning_rate
 from mllm.rollback import BadStretch, roll_back
 from mllm.run_folder import Ledger, TerminalLine, continue_folder, read_stream_state
+from mllm.saving import Saver, check_room, checkpoint_size
 from mllm.sinks import open_sinks
 from mllm.spikes import LossWatch, usual_losses
 from mllm.stages import Stage, build_stage
@@ -68,11 +72,15 @@ def train(config: Config) -> int:
 def _train(config: Config) -> int:
     # ------------------------------------------------------------------------------ build
     run_dir = Path(config.run_dir)
+    if config.train.checkpoint_store:
+        fetch_newer(config.train.checkpoint_store, run_dir)
     config = continue_folder(run_dir, config, resolve_precision(config.train.precision))
     set_determinism(config.train.deterministic)
     stop_flag = _StopFlag(run_dir)
     ledger = Ledger(run_dir)
     stage = build_stage(config)
+    checkpoint_bytes = checkpoint_size(stage.objective, config)
+    check_room(run_dir, checkpoint_bytes, config.train.keep_checkpoints)
     init_note = ""
     resume_point = checkpoint.resume_point(run_dir)
     if config.init_from and resume_point is None:
@@ -105,15 +113,26 @@ def _train(config: Config) -> int:
     meter = StepMeter(engine)
     loader = _loader(config, stage, state.step)
 
+    saver = Saver(
+        run_dir,
+        {
+            "model_config.json": json_file(stage.model_config),
+            "tokenizer.model": bytes_file(stage.stream.tokenizer.model_path.read_bytes()),
+        },
+        config.train.keep_checkpoints,
+        checkpoint_bytes,
+        is_async=config.train.async_checkpoints,
+        store=config.train.checkpoint_store,
+    )
+
     # ------------------------------------------------------------------------------- loop
     engine.train()
-    saved_at = state.step
     try:
         if config.train.dry_pass and state.step < config.train.num_steps:
             dry_pass(config, stage, engine)
         while state.step < config.train.num_steps:
             step, batches = next(loader)
-            meter.start(loader.data_wait_seconds)
+            meter.start(loader.data_wait_seconds, saver.take_blocked_seconds())
             values = _step(config, stage, engine, state, step, batches, meter)
             state.step = step + 1
             if problem := watch.look(values["loss"], applied=values["applied"]):
@@ -134,6 +153,7 @@ def _train(config: Config) -> int:
             if reason := watch.too_many():
                 bad_steps = BadStretch(state.step - watch.bad_in_a_row + 1, state.step, reason)
                 loader.close()
+                saver.finish()
                 state, done = roll_back(config, engine, stage.stream, bad_steps)
                 dist.say(f"mllm: {done}")
                 log.rewind(state.step)
@@ -151,33 +171,32 @@ def _train(config: Config) -> int:
                 engine.train()
                 log.write({"step": state.step, "validation": scores, "time": time.time()})
                 line.note(state.step, scores)
-            must_stop = stop_flag.agreed()
+            must_stop, has_failed = stop_flag.agreed(saver.has_failed)
+            if has_failed:
+                saver.give_up()
             # Not in the middle of a bad stretch: the checkpoint before it is the one to go back to.
             is_due = state.step % config.train.checkpoint_every == 0 and not watch.bad_in_a_row
             if is_last or must_stop or is_due:
-                if checkpoint.save(
-                    run_dir,
-                    engine,
-                    state,
-                    stage.model_config,
-                    stage.stream.tokenizer.model_path,
-                    config.train.keep_checkpoints,
-                ):
-                    saved_at = state.step
-                elif is_last or must_stop:
+                saver.save(engine, state, is_last=is_last or must_stop)
+            if is_last or must_stop:
+                if not saver.finish():
                     raise UserError(f"the last checkpoint of {run_dir} could not be written")
+                saver.finish_uploads()
+            for note in saver.news():
+                line.say(note)
             if must_stop and not is_last:
                 dist.say(f"saved step {state.step} and stopped; the same command goes on")
                 return EXIT_STOPPED
     except UserError as error:
         if dist.rank() != 0:  # rank 0 tells its own; a failing disk may be this rank's alone
             print(f"mllm: error: rank {dist.rank()}: {error}", file=sys.stderr, flush=True)
+        saver.close()
         raise
     finally:
         loader.close()
         log.close()
         line.close()
-    dist.say(f"done: step {state.step}, checkpoint of step {saved_at} in {run_dir}/checkpoints")
+    dist.say(f"done: step {state.step}, saved in {run_dir}/checkpoints")
     return 0
 
 
@@ -282,15 +301,21 @@ class _StopFlag:
             raise SystemExit(128 + number)  # the second one means now
         self._is_set = True
 
-    def agreed(self) -> bool:
+    def agreed(self, has_failed: bool) -> tuple[bool, bool]:
+        """Whether any rank is to stop, and whether `has_failed` on any."""
         is_set = self._is_set or (dist.rank() == 0 and self._stop_file.exists())
-        return dist.all_reduce_sum([float(is_set)])[0] > 0
+        stops, failures = dist.all_reduce_sum([float(is_set), float(has_failed)])
+        return stops > 0, failures > 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        code = main(sys.argv[1:])
+    except SystemExit as second_signal:
+        sys.stdout.flush()
+        os._exit(int(second_signal.code or 0))  # a thread that writes a checkpoint may be anywhere
     except UserError as error:
         if dist.rank() == 0:
             print(f"mllm: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    sys.exit(code)

@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from mllm import checkpoint, dist
+from mllm import dist
 from mllm.engine import Engine, init_distributed
+from mllm.saving import Saver
 from mllm.train import train
 from tests.scenarios import pretrain_config, with_stage
 
@@ -73,7 +74,7 @@ def main(world: Path, out: Path) -> None:
     dist.set_up_environment()
     init_distributed()
     size, found = dist.world_size(), {}
-    micro_step, save = Engine.micro_step, checkpoint.save
+    micro_step, save = Engine.micro_step, Saver.save
 
     for precision, stage in RUNS:
         name = f"{precision}-{stage}"
@@ -83,12 +84,12 @@ def main(world: Path, out: Path) -> None:
             micro_step(engine)
             held["gradients"] = max(held["gradients"], gradient_bytes(engine))
 
-        def watched_save(*args: Any, held: dict[str, int] = held) -> bool:
+        def watched_save(*args: Any, held: dict[str, int] = held, **rest: Any) -> None:
             engine = args[1]
             held |= {"parameters": parameter_bytes(engine), "optimizer": optimizer_bytes(engine)}
-            return save(*args)
+            save(*args, **rest)
 
-        Engine.micro_step, checkpoint.save = watched_step, watched_save  # type: ignore
+        Engine.micro_step, Saver.save = watched_step, watched_save  # type: ignore
         config = with_stage(pretrain_config(world, out / f"{name}-{size}"), stage, precision)
         train(replace(config, train=replace(config.train, num_steps=1, checkpoint_every=1)))
         found[name] = held

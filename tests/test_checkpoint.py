@@ -9,8 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from mllm import checkpoint
-from mllm.checkpoint import TrainState, init_from, latest, newest_valid, problem_of, save
+from mllm.checkpoint import TrainState, init_from, latest, newest_valid
+from mllm.checkpoint_files import bytes_file, json_file, problem_of
+from mllm.engine import Captured
 from mllm.errors import UserError
+from mllm.saving import Saver
+from mllm.snapshot import HostCopies
 
 
 class FakeEngine:
@@ -20,23 +24,21 @@ class FakeEngine:
     stage = 3
     zero_fingerprint = "other"
 
-    def save(self, folder: Path, tag: str) -> None:
-        (folder / tag).mkdir()
-        (folder / tag / "states.pt").write_bytes(b"\0" * 100)
+    def capture(self, folder: Path, tag: str, copies: HostCopies | None) -> Captured:
         if self.disk_is_full:
             raise OSError(28, "No space left on device")
-
-    def full_state_dict(self) -> dict[str, torch.Tensor]:
-        return {"model.a": torch.arange(4.0), "model.head.weight": torch.zeros(2)}
+        weights = {"model.a": torch.arange(4.0), "model.head.weight": torch.zeros(2)}
+        return Captured({f"{tag}/states.pt": {"moments": torch.zeros(100)}}, weights)
 
     def why_not_fill(self) -> str:
         return "offload_param to nvme"
 
 
 def save_step(run_dir: Path, engine: FakeEngine, step: int) -> bool:
-    tokenizer = run_dir / "given.model"
-    tokenizer.write_bytes(b"pieces")
-    return save(run_dir, engine, TrainState(step=step), {"sizes": 1}, tokenizer, keep=2)
+    extra = {"model_config.json": json_file({"sizes": 1}), "tokenizer.model": bytes_file(b"pieces")}
+    saver = Saver(run_dir, extra, keep=2)
+    saver.save(engine, TrainState(step=step))
+    return saver.finish()
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ import mllm.train
 from mllm import checkpoint, dist, engine
 from mllm.config import Config
 from mllm.engine import Engine, init_distributed
+from mllm.saving import Saver
 from mllm.stages import Stage
 from tests.scenarios import pretrain_config, with_stage
 
@@ -36,7 +37,7 @@ SKIPPED_STEPS = (1, 3)  # their gradients are not finite: AdamW's count of steps
 def main(world: Path, out: Path, legs: list[tuple[str, int, str, str | None, int]]) -> None:
     dist.set_up_environment()
     init_distributed()
-    _plant_two_decays()
+    plant_two_decays()
     _plant_skipped_steps()
     _plant_frozen_weights()
     _take_snapshots()
@@ -53,7 +54,7 @@ def main(world: Path, out: Path, legs: list[tuple[str, int, str, str | None, int
         dist.barrier()
 
 
-def _plant_two_decays() -> None:
+def plant_two_decays() -> None:
     build = engine.build_optimizer
 
     def build_with_decays(module: nn.Module, config: Config) -> torch.optim.AdamW:
@@ -93,18 +94,18 @@ def _plant_frozen_weights() -> None:
 
 
 def _take_snapshots() -> None:
-    save, resume = checkpoint.save, checkpoint.resume
+    save, resume = Saver.save, checkpoint.resume
 
-    def save_and_look(run_dir: Path, held: Engine, state: Any, *rest: Any) -> bool:
-        _snapshot(held, run_dir / f"saved-{state.step}.pt")
-        return save(run_dir, held, state, *rest)
+    def save_and_look(self: Saver, held: Engine, state: Any, **rest: Any) -> None:
+        _snapshot(held, self._folder.parent / f"saved-{state.step}.pt")
+        save(self, held, state, **rest)
 
     def resume_and_look(folder: Path, held: Engine) -> Any:
         state = resume(folder, held)
         _snapshot(held, folder.parent.parent / f"loaded-{state.step}.pt")
         return state
 
-    checkpoint.save, checkpoint.resume = save_and_look, resume_and_look
+    Saver.save, checkpoint.resume = save_and_look, resume_and_look  # type: ignore[method-assign]
 
 
 def _snapshot(held: Engine, path: Path) -> None:

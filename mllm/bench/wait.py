@@ -29,11 +29,9 @@ WORKERS = (0, 1, 2)
 
 
 def run() -> dict[str, Any]:
-    config = load_config(DEMO_CONFIG)
-    is_built = all(Path(source.path, "index").is_dir() for source in config.data.mixture)
     result: dict[str, Any] = {
         **machine.describe("torch", "deepspeed"),
-        "corpus": "demo" if is_built and Path(config.tokenizer).is_dir() else "made on the spot",
+        "corpus": "demo" if has_demo_corpus() else "made on the spot",
         "steps": NUM_STEPS - LEFT_OUT,
         "workers": {},
     }
@@ -42,8 +40,8 @@ def run() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         overrides = ["init_from=null", "data.validation=[]", f"train.num_steps={NUM_STEPS}"]
-        if result["corpus"] != "demo":
-            overrides += _corpus(root)
+        if not has_demo_corpus():
+            overrides += make_corpus(root)
         for num_workers in WORKERS:
             run_dir = root / f"workers-{num_workers}"
             changes = [f"run_dir={run_dir}", f"data.num_workers={num_workers}", *overrides]
@@ -72,7 +70,13 @@ def lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _corpus(root: Path) -> list[str]:
+def has_demo_corpus() -> bool:
+    config = load_config(DEMO_CONFIG)
+    is_built = all(Path(source.path, "index").is_dir() for source in config.data.mixture)
+    return is_built and Path(config.tokenizer).is_dir()
+
+
+def make_corpus(root: Path) -> list[str]:
     """Pairs and texts, and the overrides that put them in the demo's place."""
     draws = np.random.default_rng(0)
     with ShardWriter(root / "pairs") as pairs, ShardWriter(root / "text") as texts:

@@ -49,8 +49,8 @@ def resume_without_moments(folder: Path, engine: Engine) -> Any:
     return state
 
 
-def rounded_state_dict(self: Engine) -> dict[str, torch.Tensor]:
-    weights = full_state_dict(self)
+def rounded_state_dict(self: Engine, *copies: Any) -> dict[str, torch.Tensor]:
+    weights = full_state_dict(self, *copies)
     if leg == "zero3":
         weights = {name: value.bfloat16().float() for name, value in weights.items()}
     return weights
