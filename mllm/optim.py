@@ -12,8 +12,9 @@ from mllm.config import Config, TrainConfig
 def parameter_groups(module: nn.Module, config: Config) -> list[dict[str, Any]]:
     """Trainable parameters in groups with an lr scale and a weight decay each.
 
-    Every parameter decays, LayerNorms and biases included, as in the paper's code; but not the
-    contrastive stage's token embeddings, whose rate is so high that they would fade.
+    Every parameter decays, LayerNorms and biases included, as in the paper's code, unless
+    `train.weight_decay_on` says otherwise; but not the contrastive stage's bag of token embeddings,
+    whose rate is so high that they would fade.
     """
     train = config.train
     groups: dict[str, dict[str, Any]] = {
@@ -31,7 +32,17 @@ def parameter_groups(module: nn.Module, config: Config) -> list[dict[str, Any]]:
         else:
             owner = "text embedding" if name.endswith("text.embedding.weight") else "rest"
         groups[owner]["params"].append(parameter)
-    return [group for group in groups.values() if group["params"]]
+    found = list(groups.values())
+    if train.weight_decay_on == "matrices":
+        found = [part for group in groups.values() for part in _without_vectors(group)]
+    return [group for group in found if group["params"]]
+
+
+def _without_vectors(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """The group's matrices, and apart from them what has one dimension, without weight decay."""
+    matrices = [parameter for parameter in group["params"] if parameter.ndim > 1]
+    vectors = [parameter for parameter in group["params"] if parameter.ndim < 2]
+    return [{**group, "params": matrices}, {**group, "params": vectors, "weight_decay": 0.0}]
 
 
 def build_optimizer(module: nn.Module, config: Config) -> torch.optim.AdamW:
