@@ -26,7 +26,10 @@ from mllm.reshape import SavedState
 
 DEEPSPEED_TAG = "deepspeed"
 EMBEDDING = "decoder.embed_tokens.weight"
-CONTRASTIVE_TEXT = "text.embedding.weight"  # of the vision stage's text side
+CONTRASTIVE_TEXT = (  # of the vision stage's text side: the bag's, the Transformer's
+    "text.embedding.weight",
+    "text.text_model.embeddings.token_embedding.weight",
+)
 TIED = "head.weight"  # the same tensor as decoder.embed_tokens.weight
 
 
@@ -163,11 +166,11 @@ def init_from(module: nn.Module, source: str | Path) -> tuple[int, list[str]]:
         # An export has the same names below `model.`.
         weights |= {name.removeprefix("model."): x for name, x in load_file(path).items()}
     own = module.state_dict()
-    if CONTRASTIVE_TEXT in weights and EMBEDDING in own:
+    for name in CONTRASTIVE_TEXT if EMBEDDING in own else ():
         # The decoder's words begin where the contrast with pictures put them, at the size that
         # embeddings are given (unit variance after the embedding scale).
-        table = weights.pop(CONTRASTIVE_TEXT)
-        if table.shape == own[EMBEDDING].shape:
+        table = weights.pop(name, None)
+        if table is not None and table.shape == own[EMBEDDING].shape:
             weights[EMBEDDING] = table * (table.shape[1] ** -0.5 / table.std())
     shared = own.keys() & weights.keys()
     for name in shared:

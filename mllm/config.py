@@ -14,7 +14,7 @@ import yaml
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from mllm.errors import UserError
-from mllm.model.config import ModelConfig
+from mllm.model.config import ModelConfig, TextConfig
 from mllm.sinks import SinkName
 from mllm.stream.state import parse_windows
 
@@ -73,15 +73,30 @@ class DataConfig:
 class ContrastiveConfig:
     """The text side and the batch of the vision stage."""
 
+    # bag: a caption is the mean of its tokens, a picture that of its patch features, and names are
+    # learnt in few steps. transformer: CLIP's towers; a caption is read at </s>, a picture at CLS.
+    text_tower: Literal["bag", "transformer"] = "bag"
+    text: TextConfig = field(default_factory=TextConfig)  # sizes of the transformer
     embed_dim: PositiveInt = 256  # of the space where pictures and captions meet
-    text_len: PositiveInt = 24  # tokens of a caption; longer ones are cut
+    text_len: PositiveInt = 24  # tokens of a caption with <s> and </s>; longer ones are cut
     caption_prefix: str = (
         ""  # left off where a caption begins with it: what all share tells nothing
     )
     caption_end: str = ""  # characters; a caption is read up to the first of them
-    text_lr_scale: float = 10.0  # of the token embeddings, as a multiple of peak_lr
-    initial_temperature: float = 0.07
+    text_lr_scale: float = 10.0  # of the bag's token embeddings, as a multiple of peak_lr
+    initial_temperature: float = 0.07  # learnt from there; never below 0.01
     group_size: PositiveInt = 1  # neighbours in a corpus that stay together in a batch
+
+    def __post_init__(self) -> None:
+        if self.text_len < 3:
+            raise ValueError(f"text_len {self.text_len}: at least 3, for <s>, a token and </s>")
+        if self.initial_temperature <= 0:
+            raise ValueError(f"initial_temperature {self.initial_temperature} must be above 0")
+
+    @property
+    def text_sizes(self) -> TextConfig | None:
+        """Those of the Transformer; None: the text side is the bag."""
+        return self.text if self.text_tower == "transformer" else None
 
 
 @dataclass(frozen=True)
@@ -108,7 +123,10 @@ class TrainConfig:
     final_lr_share: NonNegativeFloat = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.98)
     adam_eps: float = 1e-6
-    weight_decay: float = 0.01  # on every trainable parameter, as in the paper's code
+    weight_decay: float = 0.01
+    # all: on every trainable parameter, as in the paper's code. matrices: not on biases, gains of
+    # norms and CLIP's temperature, as CLIP has it.
+    weight_decay_on: Literal["all", "matrices"] = "all"
     gradient_clip: float = 2.0  # global L2 norm; 0 switches it off
     parameter_groups: list[ParameterGroup] = field(default_factory=list)  # the first match counts
     train_last_blocks: int = 1  # of the vision encoder; the number of its blocks: all of it

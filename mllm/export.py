@@ -7,14 +7,17 @@ import json
 import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mllm.command import Parser, print_json, stdout_is_json
 from mllm.errors import UserError
 from mllm.files import sha256_file, write_json
 
+if TYPE_CHECKING:
+    from mllm.config import Config
+
 WEIGHTS = "model.safetensors"
-FORMATS = ("mllm", "kosmos2")
+FORMATS = ("mllm", "kosmos2", "clip")
 SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?[KMGT]B")
 
 
@@ -27,20 +30,17 @@ def export(
     """Writes the export aside and renames it; gives back what `export.json` holds.
 
     Args:
-        export_format: `mllm`, or `kosmos2` for `transformers`' own Kosmos-2 class.
+        export_format: `mllm`; `kosmos2` for `transformers`' own Kosmos-2 class; `clip`, for its
+            CLIPModel, of a run of the vision stage.
         max_shard_size: largest safetensors file.
 
     Raises:
-        UserError: no checkpoint, an incomplete run, `out_dir` exists and is no export, or a model
-            that Kosmos-2 cannot compute.
+        UserError: no checkpoint, an incomplete run, `out_dir` exists and is no export, a run of
+            another stage, or a model that Kosmos-2 or CLIP cannot compute.
     """
-    from safetensors.torch import load_file
-
     from mllm.checkpoint import latest
     from mllm.config import load_config
     from mllm.hf.folder import MARKER, export_folder, model_fingerprint
-    from mllm.hf.write import write_kosmos2, write_model
-    from mllm.model.config import ModelConfig
     from mllm.model_card import (
         data_section,
         find_attributions,
@@ -57,18 +57,11 @@ def export(
         checkpoint = latest(Path(run_or_checkpoint))
         run_dir = checkpoint.parent.parent
         config = load_config(run_dir / "config.yaml")
+        _check_stage(run_dir, config.stage, export_format)
         stream = stream_fingerprint(run_dir)
         tokenizer = Tokenizer(checkpoint)  # the one that trained, whatever lies at its old path
-        model_config = ModelConfig.from_dict(
-            json.loads((checkpoint / "model_config.json").read_text(encoding="utf-8"))
-        )
-        num_parameters = (write_kosmos2 if export_format == "kosmos2" else write_model)(
-            aside,
-            load_file(checkpoint / WEIGHTS),
-            model_config,
-            tokenizer.model_path,
-            config.data.resize,
-            max_shard_size,
+        num_parameters = _write(
+            aside, checkpoint, config, tokenizer.model_path, export_format, max_shard_size
         )
         mixture = config.data.mixture
         attributions = find_attributions([source.path for source in mixture])
@@ -102,6 +95,44 @@ def export(
     return record
 
 
+def _check_stage(run_dir: Path, stage: str, export_format: str) -> None:
+    if stage == "vision" and export_format != "clip":
+        raise UserError(f"{run_dir} is a run of stage vision; export it with --format clip")
+    if stage != "vision" and export_format == "clip":
+        raise UserError(
+            f"--format clip is for stage vision; {run_dir} is a run of stage {stage}: leave it out"
+        )
+
+
+def _write(
+    out_dir: Path,
+    checkpoint: Path,
+    config: "Config",
+    tokenizer_path: Path,
+    export_format: str,
+    max_shard_size: str,
+) -> int:
+    """Weights, settings and tokenizer in that format; gives back the parameter count."""
+    from safetensors.torch import load_file
+
+    from mllm.hf.clip import write_clip
+    from mllm.hf.write import write_kosmos2, write_model
+    from mllm.model.config import ModelConfig
+
+    state = load_file(checkpoint / WEIGHTS)
+    if export_format == "clip":
+        return write_clip(out_dir, state, config, tokenizer_path, max_shard_size)
+    sizes = json.loads((checkpoint / "model_config.json").read_text(encoding="utf-8"))
+    return (write_kosmos2 if export_format == "kosmos2" else write_model)(
+        out_dir,
+        state,
+        ModelConfig.from_dict(sizes),
+        tokenizer_path,
+        config.data.resize,
+        max_shard_size,
+    )
+
+
 def stream_fingerprint(run_dir: Path) -> str:
     """The fingerprint in a run's `stream.json`.
 
@@ -122,7 +153,8 @@ def main(argv: list[str]) -> int:
         epilog="examples:\n"
         "  mllm export runs/demo/pretrain --out runs/demo/export\n"
         "  mllm export runs/demo/pretrain/checkpoints/step-00000400 --out /tmp/at-400\n"
-        "  mllm export runs/kosmos --out /tmp/kosmos2 --format kosmos2\n\n"
+        "  mllm export runs/kosmos --out /tmp/kosmos2 --format kosmos2\n"
+        "  mllm export runs/vision --out /tmp/clip --format clip\n\n"
         "GGUF (llama.cpp) and vLLM are out of scope: neither can run this architecture.",
     )
     parser.add_argument("run_or_checkpoint", help="a run folder or one of its checkpoints")
@@ -132,7 +164,8 @@ def main(argv: list[str]) -> int:
         choices=FORMATS,
         default="mllm",
         help="mllm: with this model's code; kosmos2: for transformers' Kosmos2 class, which has "
-        "sinusoidal positions and the attention resampler only (default: mllm)",
+        "sinusoidal positions and the attention resampler only; clip: a run of stage vision for "
+        "transformers' CLIPModel (default: mllm)",
     )
     parser.add_argument(
         "--max-shard-size",

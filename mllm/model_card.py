@@ -45,6 +45,39 @@ That class needs a picture in every batch; for text alone call `model.text_model
 `generate` counts the padding among the positions of a row, so give it rows of one length, or
 `use_cache=False`."""
 
+CLIP_CARD = """---
+library_name: transformers
+pipeline_tag: zero-shot-image-classification
+license: {licence}
+---
+
+# {name}
+
+A CLIP: pictures and captions as vectors that lie close where they belong together.
+{num_parameters:,} parameters, {origin}, written by `mllm` {version}.
+
+```python
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
+
+model = CLIPModel.from_pretrained("{name}").eval()
+processor = CLIPProcessor.from_pretrained("{name}")
+texts = ["An image of a cat", "An image of a dog"]
+images = [Image.open("picture.png")]
+inputs = processor(
+    text=texts, images=images, return_tensors="pt", padding=True, truncation=True
+)
+print(model(**inputs).logits_per_image.softmax(-1))
+```
+
+No code comes with it. Captions are read as in training: what the recipe's
+`contrastive.caption_prefix` and `caption_end` name is left off by the tokenizer. `<pad>`, `<s>` and
+`</s>` are the vocabulary's last ids, not those of tokenizer.model. With `data.resize: squash` the
+processor's pixels are the trainer's; with `crop` they differ a little where a picture is no
+square, and of a picture that is turned by EXIF or transparent they differ: turn it and put it on
+white before. The vision half is what `vision_weights` of a pretrain config reads.
+{sections}"""
+
 MODEL_CLASSES = {
     "mllm": "AutoModelForImageTextToText",
     "kosmos2": "Kosmos2ForConditionalGeneration",
@@ -65,24 +98,29 @@ def model_card(
     """
     Args:
         name: of the folder.
-        export_format: `mllm` or `kosmos2`.
+        export_format: `mllm`, `kosmos2` or `clip`.
         origin: where the weights come from, such as `400 steps of training`.
         sections: what follows the part on use.
         licence: as the hub names it.
     """
     is_ours = export_format == "mllm"
+    common = {
+        "name": name,
+        "num_parameters": num_parameters,
+        "origin": origin,
+        "version": version,
+        "licence": licence,
+        "sections": "".join(f"\n## {heading}\n\n{text}\n" for heading, text in sections),
+    }
+    if export_format == "clip":
+        return CLIP_CARD.format(**common)
     return CARD.format(
-        name=name,
-        num_parameters=num_parameters,
-        origin=origin,
-        version=version,
-        licence=licence,
+        **common,
         model_class=MODEL_CLASSES[export_format],
         trust=", trust_remote_code=True" if is_ours else "",
         # Kosmos-2's `generate` is its text model's, which does not see the file's settings.
         generation="" if is_ours else ", generation_config=model.generation_config",
         notes=MLLM_NOTES if is_ours else KOSMOS2_NOTES,
-        sections="".join(f"\n## {heading}\n\n{text}\n" for heading, text in sections),
     )
 
 

@@ -36,8 +36,9 @@ def parameter_groups(module: nn.Module, config: Config) -> list[dict[str, Any]]:
     """Trainable parameters in groups with an lr scale and a weight decay each.
 
     The first of `train.parameter_groups` that matches a parameter's name has it. Of the others,
-    every one decays, LayerNorms and biases included, as in the paper's code; but not the
-    contrastive stage's token embeddings, whose rate is so high that they would fade.
+    every one decays, LayerNorms and biases included, as in the paper's code, unless
+    `train.weight_decay_on` says otherwise; but not the contrastive stage's bag of token embeddings,
+    whose rate is so high that they would fade.
 
     Raises:
         UserError: a group matches no trainable parameter.
@@ -76,7 +77,17 @@ def parameter_groups(module: nn.Module, config: Config) -> list[dict[str, Any]]:
                 f"train.parameter_groups: no trainable parameter is left for {wanted.match}; "
                 f"{_examples(trainable)}"
             )
-    return [group for group in (*asked, *groups.values()) if group["params"]]
+    found = list(groups.values())
+    if train.weight_decay_on == "matrices":
+        found = [part for group in groups.values() for part in _without_vectors(group)]
+    return [group for group in (*asked, *found) if group["params"]]
+
+
+def _without_vectors(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """The group's matrices, and apart from them what has one dimension, without weight decay."""
+    matrices = [parameter for parameter in group["params"] if parameter.ndim > 1]
+    vectors = [parameter for parameter in group["params"] if parameter.ndim < 2]
+    return [{**group, "params": matrices}, {**group, "params": vectors, "weight_decay": 0.0}]
 
 
 def _first_match(name: str, train: TrainConfig) -> int | None:

@@ -15,7 +15,7 @@ from mllm.config import Config
 from mllm.devices import GIB, device_named
 from mllm.engine import deepspeed_config, resolve_precision
 from mllm.errors import UserError
-from mllm.model.flops import forward_flops, step_flops
+from mllm.model.flops import forward_flops, step_flops, text_flops
 from mllm.model.init import count_parameters
 from mllm.step_memory import StepMemory, build_empty, step_memory
 from mllm.zero_memory import (
@@ -209,9 +209,10 @@ def _flops(config: Config, images: int, scored_share: float, world_size: int) ->
     """Operations of a step over all ranks, by part. A row counts as one document: the most."""
     rows, model = config.train.global_batch_size, config.model
     if config.stage == "vision":
-        width, dim = model.vision.width, config.contrastive.embed_dim
+        settings = config.contrastive
+        width, dim = model.vision.width, settings.embed_dim
         encoder = forward_flops(model, [], 1, 0)["vision"]
-        text = 2 * config.contrastive.text_len * dim + 2 * 2 * 2 * dim * dim
+        text = text_flops(settings.text_sizes, settings.text_len, dim)
         flops = {
             "vision": 3 * rows * encoder,
             "image_projection": 3 * rows * 2 * width * dim,

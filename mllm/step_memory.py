@@ -22,6 +22,7 @@ from mllm.model.attention import Documents
 from mllm.model.contrastive import ContrastiveModel
 from mllm.model.multimodal import MultimodalModel
 from mllm.optim import freeze
+from mllm.stages.contrast import contrastive_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,14 +68,7 @@ def build_empty(config: Config, device: str = "meta") -> Any:
     """The stage's model with what training freezes; on the meta device shapes without data."""
     with torch.device(device):
         if config.stage == "vision":
-            contrastive = ContrastiveModel(
-                config.model.vision,
-                vocab_size=config.model.vocab_size,
-                embed_dim=config.contrastive.embed_dim,
-                initial_temperature=config.contrastive.initial_temperature,
-            )
-            freeze(contrastive, config.train.freeze)
-            return contrastive
+            return contrastive_model(config)
         model = MultimodalModel(config.model)
     model.vision.freeze(config.train.train_last_blocks)
     freeze(model, config.train.freeze)

@@ -25,6 +25,7 @@ from mllm.config import Config, parse_config
 from mllm.doctor.world import MODEL as DOCTORS_MODEL
 from mllm.engine import Engine, init_distributed
 from mllm.errors import UserError
+from mllm.model.config import TextConfig
 from mllm.objectives import LanguageModelling
 from mllm.rollback import ROLLBACKS
 from mllm.stop import STOP_FILE
@@ -82,6 +83,14 @@ def vision_config(world: Path, run_dir: Path, micro_batch_size: int) -> Config:
             train_last_blocks=2,
         ),
     )
+
+
+def clip_config(world: Path, run_dir: Path, micro_batch_size: int) -> Config:
+    """The vision stage with CLIP's text Transformer."""
+    config = vision_config(world, run_dir, micro_batch_size)
+    text = TextConfig(width=24, num_layers=2, num_heads=2, mlp_dim=48)
+    settings = replace(config.contrastive, text_tower="transformer", text=text, text_len=20)
+    return replace(config, contrastive=settings)
 
 
 def with_stage(config: Config, stage: int, precision: str = "fp32") -> Config:

@@ -95,7 +95,7 @@ def write_model(
     """
     tokenizer = _tokenizer(tokenizer_path, model_config)
     model = MllmForConditionalGeneration(MllmConfig.from_model_config(model_config))
-    _load(model, {f"model.{name}": tensor for name, tensor in state.items()})
+    load_weights(model, {f"model.{name}": tensor for name, tensor in state.items()})
     _save(model, Path(out_dir), max_shard_size)
     _write_processor(
         Path(out_dir),
@@ -125,7 +125,7 @@ def write_kosmos2(
     config = to_kosmos2_config(model_config, PAD_ID)
     tokenizer = _tokenizer(tokenizer_path, model_config)
     model = Kosmos2ForConditionalGeneration(config)
-    _load(model, to_kosmos2_state(state))
+    load_weights(model, to_kosmos2_state(state))
     _save(model, Path(out_dir), max_shard_size)
     _write_processor(
         Path(out_dir),
@@ -150,7 +150,7 @@ def _tokenizer(path: str | Path, config: ModelConfig) -> MllmTokenizer:
     return tokenizer
 
 
-def _load(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
+def load_weights(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
     """Fills `model` with every tensor of `state`; a tied head may be missing."""
     tied = set(model.all_tied_weights_keys)
     state = {name: tensor for name, tensor in state.items() if name not in tied}
@@ -172,6 +172,15 @@ def _save(model: PreTrainedModel, out_dir: Path, max_shard_size: str) -> None:
         # An answer is text: of the specials only `</s>` may follow, which ends it.
         suppress_tokens=[i for i in SPECIALS.values() if i != EOS_ID],
     )
+    save_weights(model, out_dir, max_shard_size)
+
+
+def save_weights(model: PreTrainedModel, out_dir: Path, max_shard_size: str) -> None:
+    """Weights and config.json.
+
+    Raises:
+        UserError: the disk would not take them.
+    """
     try:
         model.save_pretrained(out_dir, max_shard_size=max_shard_size)
     except SafetensorError as error:  # a full disk: the library hides its OSError

@@ -50,6 +50,24 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """CLIP's text Transformer, beside the ViT in the vision stage. The defaults are ViT-B's."""
+
+    width: int = 512
+    num_layers: int = 12
+    num_heads: int = 8
+    mlp_dim: int = 2048
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"contrastive.text.width {self.width} is no multiple of "
+                f"contrastive.text.num_heads {self.num_heads}"
+            )
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """KOSMOS-1's architecture; the defaults are the paper's 1.6B model (K1 table 17)."""
 

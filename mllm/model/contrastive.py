@@ -9,15 +9,16 @@ import torch
 import torch.distributed as torch_dist
 import torch.nn.functional as F
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from mllm.model.config import VisionConfig
+from mllm.model.config import TextConfig, VisionConfig
 from mllm.model.vision import VisionEncoder
 
 UNUSED_LOGIT = -1e9
 MAX_SCALE = math.log(100.0)  # CLIP's bound on the learnt inverse temperature
 
 
-class TextEncoder(nn.Module):
+class BagTextEncoder(nn.Module):
     """A caption's mean token embedding and a residual MLP on it.
 
     Names rarely need word order, and a bag is learnt in far fewer steps than a Transformer: with
@@ -44,8 +45,44 @@ class TextEncoder(nn.Module):
         return mean + self.fc2(F.gelu(self.fc1(self.norm(mean))))
 
 
+class ClipTextEncoder(nn.Module):
+    """CLIP's text Transformer (causal, learnt positions), read at a caption's last token."""
+
+    def __init__(
+        self, config: TextConfig, *, vocab_size: int, text_len: int, activation: str, dim: int
+    ):
+        super().__init__()
+        self.text_model = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=vocab_size,
+                max_position_embeddings=text_len,
+                hidden_size=config.width,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                intermediate_size=config.mlp_dim,
+                hidden_act=activation,
+                bos_token_id=None,
+                eos_token_id=0,  # for `pooler_output`, which is not used
+            )
+        )
+        self.projection = nn.Linear(config.width, dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=config.width**-0.5)  # CLIP's
+
+    def forward(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """int64 (B, T) right-padded and (B,) to (B, E)."""
+        hidden = self.text_model(input_ids=token_ids).last_hidden_state  # (B, T, width)
+        # By place: its `pooler_output` looks for one id, and for the highest where that id is 2.
+        return self.projection(hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1])
+
+
 class ContrastiveModel(nn.Module):
-    """Vision encoder and text encoder, meeting in one space."""
+    """Vision encoder and text encoder, meeting in one space.
+
+    Args:
+        text: sizes of CLIP's text Transformer; None: a bag of tokens, and pictures read as the mean
+            of their features.
+        text_len: most tokens of a caption; the Transformer's positions.
+    """
 
     def __init__(
         self,
@@ -54,12 +91,27 @@ class ContrastiveModel(nn.Module):
         vocab_size: int,
         embed_dim: int,
         initial_temperature: float,
+        text: TextConfig | None = None,
+        text_len: int = 77,
     ):
         super().__init__()
         self.vision = VisionEncoder(vision)
         set_sincos_positions(self.vision)
-        self.text = TextEncoder(vocab_size, embed_dim)
+        self.is_clip = text is not None
+        self.text: BagTextEncoder | ClipTextEncoder
+        if text is None:
+            self.text = BagTextEncoder(vocab_size, embed_dim)
+        else:
+            self.text = ClipTextEncoder(
+                text,
+                vocab_size=vocab_size,
+                text_len=text_len,
+                activation=vision.activation,
+                dim=embed_dim,
+            )
         self.image_projection = nn.Linear(vision.width, embed_dim, bias=False)
+        if self.is_clip:
+            nn.init.normal_(self.image_projection.weight, std=vision.width**-0.5)
         # One element rather than none: DeepSpeed broadcasts parameters as bytes, which a scalar
         # cannot be viewed as.
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / initial_temperature)]))
@@ -67,10 +119,14 @@ class ContrastiveModel(nn.Module):
     def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised pixels (B, 3, S, S) to unit vectors (B, E).
 
-        The mean over all tokens rather than CLS alone: the resampler will read every token, so
-        every token is taught.
+        CLIP reads a picture at CLS, whatever `model.vision` says of features. The bag's side takes
+        the mean over all tokens: the resampler will read every token, so every token is taught.
         """
-        return F.normalize(self.image_projection(self.vision(pixels).mean(1)), dim=-1)
+        if self.is_clip:
+            features = self.vision.vision_model(pixels).pooler_output  # ln_post of CLS
+        else:
+            features = self.vision(pixels).mean(1)
+        return F.normalize(self.image_projection(features), dim=-1)
 
     def embed_texts(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Captions, int64 (B, T) right-padded and (B,), to unit vectors (B, E)."""
@@ -101,7 +157,7 @@ class ContrastiveModel(nn.Module):
         batch = len(pixels)
         first = torch_dist.get_rank() * batch if len(images) > batch else 0
         mine = slice(first, first + batch)
-        scale = self.logit_scale.clamp(max=MAX_SCALE).exp().float()
+        scale = _Ceiling.apply(self.logit_scale).exp().float()
         is_positive = (caption_ids[mine, None] == caption_ids) & all_used  # (B, G)
         target = is_positive / is_positive.sum(1, keepdim=True).clamp(min=1)
         to_texts = scale * images[mine].float() @ texts.float().T  # (B, G)
@@ -134,6 +190,27 @@ def set_sincos_positions(vision: VisionEncoder) -> None:
     table[1:, : 4 * quarter] = 0.5 * waves
 
 
+class _Ceiling(torch.autograd.Function):
+    """At most MAX_SCALE. Above it, only a gradient that leads back down passes.
+
+    `clamp` lets none pass there, so a temperature that once arrived at 0.01 would stay for good,
+    where CLIP's, put back to the bound after each step, can rise again.
+    """
+
+    @staticmethod
+    def forward(ctx, scale):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(scale > MAX_SCALE)
+        return scale.clamp(max=MAX_SCALE)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (is_above,) = ctx.saved_tensors
+        total = grad.clone()  # each rank has its share of it, and all must decide alike
+        if _world_size() > 1:
+            torch_dist.all_reduce(total)
+        return grad.masked_fill(is_above & (total <= 0), 0.0)
+
+
 class _GatherWithGrad(torch.autograd.Function):
     """All ranks' rows; backward sums what every rank wants of this rank's rows."""
 
@@ -152,15 +229,17 @@ class _GatherWithGrad(torch.autograd.Function):
 
 def gather(rows: torch.Tensor) -> torch.Tensor:
     """Rows (B, ...) of all ranks, in rank order: (G, ...)."""
-    if not torch_dist.is_initialized() or torch_dist.get_world_size() == 1:
+    if _world_size() == 1:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(torch_dist.get_world_size())]
+    parts = [torch.empty_like(rows) for _ in range(_world_size())]
     torch_dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
 
 
 def gather_with_grad(rows: torch.Tensor) -> torch.Tensor:
     """`gather` through which gradients of every rank's loss flow back."""
-    if not torch_dist.is_initialized() or torch_dist.get_world_size() == 1:
-        return rows
-    return _GatherWithGrad.apply(rows)
+    return rows if _world_size() == 1 else _GatherWithGrad.apply(rows)
+
+
+def _world_size() -> int:
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1

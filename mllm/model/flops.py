@@ -8,7 +8,7 @@ Letters: as in the model: D model_dim, V vocabulary, P patch features, L latents
 
 from collections.abc import Sequence
 
-from mllm.model.config import ModelConfig, VisionConfig
+from mllm.model.config import ModelConfig, TextConfig, VisionConfig
 
 
 def _block(width: int, ffn_dim: int, lengths: Sequence[int]) -> int:
@@ -24,6 +24,14 @@ def _stem(vision: VisionConfig) -> int:
 
 def _vision_block(vision: VisionConfig) -> int:
     return _block(vision.width, vision.mlp_dim, [vision.num_patches + 1])
+
+
+def text_flops(text: TextConfig | None, text_len: int, embed_dim: int) -> int:
+    """One caption's forward pass on the vision stage's text side; None: the bag of tokens."""
+    if text is None:
+        return 2 * text_len * embed_dim + 2 * 2 * 2 * embed_dim * embed_dim
+    blocks = text.num_layers * _block(text.width, text.mlp_dim, [text_len])
+    return blocks + 2 * text.width * embed_dim
 
 
 def _dense(config: ModelConfig) -> int:

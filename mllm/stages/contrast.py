@@ -13,18 +13,26 @@ from mllm.stages.validation import zero_shot
 from mllm.stream.pairs import PairBatch, PairStream
 
 
+def contrastive_model(config: Config) -> ContrastiveModel:
+    """The model that a config of this stage names, with initial values from torch's generator."""
+    settings = config.contrastive
+    model = ContrastiveModel(
+        config.model.vision,
+        vocab_size=config.model.vocab_size,
+        embed_dim=settings.embed_dim,
+        initial_temperature=settings.initial_temperature,
+        text=settings.text_sizes,
+        text_len=settings.text_len,
+    )
+    freeze(model, config.train.freeze)
+    return model
+
+
 def vision_stage(config: Config) -> Stage:
     stream = PairStream(config)
-    settings = config.contrastive
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = ContrastiveModel(
-            config.model.vision,
-            vocab_size=config.model.vocab_size,
-            embed_dim=settings.embed_dim,
-            initial_temperature=settings.initial_temperature,
-        )
-    freeze(model, config.train.freeze)
+        model = contrastive_model(config)
 
     def totals(batch: PairBatch, losses: torch.Tensor) -> list[float]:
         loss, right = losses.sum(1).tolist()
