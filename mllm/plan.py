@@ -15,8 +15,9 @@ from mllm.config import Config
 from mllm.devices import GIB, device_named
 from mllm.engine import deepspeed_config, resolve_precision
 from mllm.errors import UserError
-from mllm.model.flops import forward_flops, step_flops, text_flops
+from mllm.model.flops import step_flops
 from mllm.model.init import count_parameters
+from mllm.stages.contrast import pair_flops
 from mllm.step_memory import StepMemory, build_empty, step_memory
 from mllm.zero_memory import (
     Groups,
@@ -209,16 +210,7 @@ def _flops(config: Config, images: int, scored_share: float, world_size: int) ->
     """Operations of a step over all ranks, by part. A row counts as one document: the most."""
     rows, model = config.train.global_batch_size, config.model
     if config.stage == "vision":
-        settings = config.contrastive
-        width, dim = model.vision.width, settings.embed_dim
-        encoder = forward_flops(model, [], 1, 0)["vision"]
-        text = text_flops(settings.text_sizes, settings.text_len, dim)
-        flops = {
-            "vision": 3 * rows * encoder,
-            "image_projection": 3 * rows * 2 * width * dim,
-            "text": 3 * rows * text,
-            "similarity": 3 * 2 * 2 * rows * rows * dim,
-        }
+        flops = pair_flops(config, rows)
     else:
         scored = round(rows * model.seq_len * scored_share)
         lengths = [model.seq_len] * rows

@@ -21,6 +21,7 @@ from mllm.launch import main as train_command
 from mllm.model.config import ModelConfig
 from mllm.model.flops import step_flops
 from mllm.model.multimodal import MultimodalModel
+from mllm.stages.contrast import pair_flops
 from mllm.stream.command import main as show_stream
 from mllm.stream.stream import TokenStream
 from tests.conftest import World, square
@@ -265,6 +266,9 @@ def test_metrics_say_how_fast_and_who_was_slow(runs: Path) -> None:
         assert 0 < line["median_rank_seconds"] <= line["slowest_rank_seconds"]
         assert line["slowest_rank_seconds"] <= line["step_seconds"] + line["data_wait_seconds"] + 1
         assert line["skipped_steps"] == 0 and "loss_scale" not in line
+    for line in lines(runs / "vision-2"):
+        flops = sum(pair_flops(load_config(runs / "vision-2" / "config.yaml"), 12).values())
+        assert line["flops"] == flops and 0 < line["mfu"] < 1.5
     one = [line["flops"] for line in lines(runs / "whole-1")]
     assert one == [line["flops"] for line in lines(runs / "whole-2")]
     stream = TokenStream.from_config(config)
