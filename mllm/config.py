@@ -128,7 +128,7 @@ class ZeroConfig:
 class Config:
     run_dir: str
     tokenizer: str  # folder of tokenizer.model
-    stage: Literal["vision", "pretrain"] = "pretrain"
+    stage: Literal["vision", "pretrain", "instruct"] = "pretrain"
     seed: int = 0
     init_from: str | None = None  # run, checkpoint or export folder; weights only
     # CLIP's, for a new run: a `transformers` folder or an open_clip / OpenAI state dict.

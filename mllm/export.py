@@ -62,6 +62,7 @@ def export(
         model_config = ModelConfig.from_dict(
             json.loads((checkpoint / "model_config.json").read_text(encoding="utf-8"))
         )
+        template = "instruction" if config.stage == "instruct" else "completion"
         num_parameters = (write_kosmos2 if export_format == "kosmos2" else write_model)(
             aside,
             load_file(checkpoint / WEIGHTS),
@@ -69,6 +70,7 @@ def export(
             tokenizer.model_path,
             config.data.resize,
             max_shard_size,
+            template,
         )
         mixture = config.data.mixture
         attributions = find_attributions([source.path for source in mixture])
@@ -80,6 +82,7 @@ def export(
             "checkpoint": checkpoint.name,
             "step": step,
             "num_parameters": num_parameters,
+            "template": template,
             "stream_fingerprint": stream,
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "weights_sha256": sha256_file(checkpoint / WEIGHTS),
