@@ -7,7 +7,7 @@ import difflib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
@@ -16,6 +16,7 @@ from mllm.errors import UserError
 from mllm.model.config import ModelConfig
 from mllm.stream.state import parse_windows
 
+Kind = TypeVar("Kind")
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
@@ -182,24 +183,43 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UserError: no such file, bad YAML, an unknown key, a value of the wrong type or range.
     """
+    values = parse_yaml(read_text(path), str(path), "run_dir, tokenizer, data, model, train")
+    for override in overrides or []:
+        apply_override(values, override)
+    return parse_config(values, str(path))
+
+
+def read_text(path: str | Path) -> str:
+    """A config file's text. UserError where it cannot be read."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+
+
+def parse_yaml(text: str, where: str, keys: str) -> dict[str, Any]:
+    """The keys of a YAML file, of which `keys` names the usual ones."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no keys; start with run_dir, tokenizer, data, model, train")
-    for override in overrides or []:
-        _apply(values, override)
-    return parse_config(values, str(path))
+        raise UserError(f"{where} holds no keys; start with {keys}")
+    return values
 
 
 def parse_config(values: dict[str, Any], where: str) -> Config:
     """Checks names, types and contradictions. `where` is the file named in errors."""
-    _check_keys(values, Config, "", where)
+    return parse(Config, values, where)
+
+
+def parse(kind: type[Kind], values: dict[str, Any], where: str) -> Kind:
+    """As `parse_config`, for any dataclass of dataclasses."""
+    _check_keys(values, kind, "", where)
     try:
-        return TypeAdapter(Config).validate_python(values)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -219,7 +239,8 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     return changed
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Puts a `section.key=value` into the keys of a config."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(f"override {override!r} is not of the form section.key=value")
@@ -250,5 +271,5 @@ def _check_keys(values: Any, owner: type, prefix: str, where: str) -> None:
             _check_keys(value, kind, f"{prefix}{key}.", where)  # type: ignore[arg-type]
         elif typing.get_origin(kind) is list and isinstance(value, list):
             item = typing.get_args(kind)[0]
-            for number, entry in enumerate(value):
+            for number, entry in enumerate(value if dataclasses.is_dataclass(item) else ()):
                 _check_keys(entry, item, f"{prefix}{key}[{number}].", where)
