@@ -4,6 +4,9 @@ A model trained on documents does not follow instructions; it goes on with text.
 in the form of the documents that it knows (`mllm.hf.messages.completion_turns`): text that
 ends in `?` becomes `Question: ... Answer:`, other text stands as it is, and a picture without text
 (`/image cat.png`) is followed by `An image of`. An answer ends at `</s>` or at a line's end.
+
+A model of the instruct stage is asked in that stage's template (`mllm.stream.template`) instead,
+and its answer ends at `</s>`.
 """
 
 import re
@@ -96,6 +99,8 @@ class Conversation:
                 return torch.full((len(input_ids),), is_over, device=input_ids.device)
 
         tokenizer = self.processor.tokenizer
+        ends_at_line = self.processor.template == "completion"
+        stops = [EOS_ID, *(tokenizer.encode_text("\n") if ends_at_line else [])]
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
         def work() -> None:
@@ -106,7 +111,7 @@ class Conversation:
                     stopping_criteria=StoppingCriteriaList([Stopped()]),
                     max_new_tokens=self.max_new_tokens,
                     do_sample=False,
-                    eos_token_id=[EOS_ID, *tokenizer.encode_text("\n")],
+                    eos_token_id=stops,
                 )
             except Exception as error:
                 failures.append(error)

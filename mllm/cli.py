@@ -15,6 +15,7 @@ VERBS = {
         "mllm.launch",
         "train one stage: mllm train mllm/configs/demo_cpu.yaml --num-ranks 2",
     ),
+    "recipe": ("mllm.recipe.command", "run stages in order, skipping finished ones"),
     "plan": (
         "mllm.plan_command",
         "memory, time and disk of a run: mllm plan CONFIG --world-size 64 --device H100",

@@ -8,7 +8,7 @@ import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
@@ -18,6 +18,7 @@ from mllm.model.config import ModelConfig, TextConfig
 from mllm.sinks import SinkName
 from mllm.stream.state import parse_windows
 
+Kind = TypeVar("Kind")
 # An explicit list: fsspec knows dozens more. `memory` is the process's own, for tests.
 CHECKPOINT_STORE = re.compile(r"(s3|gs|file|memory)://(?!.*\.\.)[\w.=~/-]+")
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -193,7 +194,7 @@ class ZeroConfig:
 class Config:
     run_dir: str
     tokenizer: str  # folder of tokenizer.model
-    stage: Literal["vision", "pretrain"] = "pretrain"
+    stage: Literal["vision", "pretrain", "instruct"] = "pretrain"
     seed: int = 0
     init_from: str | None = None  # run, checkpoint or export folder; weights only
     # CLIP's, for a new run: a `transformers` folder or an open_clip / OpenAI state dict.
@@ -260,24 +261,43 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UserError: no such file, bad YAML, an unknown key, a value of the wrong type or range.
     """
+    values = parse_yaml(read_text(path), str(path), "run_dir, tokenizer, data, model, train")
+    for override in overrides or []:
+        apply_override(values, override)
+    return parse_config(values, str(path))
+
+
+def read_text(path: str | Path) -> str:
+    """A config file's text. UserError where it cannot be read."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+
+
+def parse_yaml(text: str, where: str, keys: str) -> dict[str, Any]:
+    """The keys of a YAML file, of which `keys` names the usual ones."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no keys; start with run_dir, tokenizer, data, model, train")
-    for override in overrides or []:
-        _apply(values, override)
-    return parse_config(values, str(path))
+        raise UserError(f"{where} holds no keys; start with {keys}")
+    return values
 
 
 def parse_config(values: dict[str, Any], where: str) -> Config:
     """Checks names, types and contradictions. `where` is the file named in errors."""
-    _check_keys(values, Config, "", where)
+    return parse(Config, values, where)
+
+
+def parse(kind: type[Kind], values: dict[str, Any], where: str) -> Kind:
+    """As `parse_config`, for any dataclass of dataclasses."""
+    _check_keys(values, kind, "", where)
     try:
-        return TypeAdapter(Config).validate_python(values)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -297,7 +317,8 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     return changed
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Puts a `section.key=value` into the keys of a config."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(f"override {override!r} is not of the form section.key=value")
@@ -331,5 +352,5 @@ def _check_keys(values: Any, owner: type, prefix: str, where: str) -> None:
             _check_keys(value, kind, f"{prefix}{key}.", where)  # type: ignore[arg-type]
         elif typing.get_origin(kind) is list and isinstance(value, list):
             item = typing.get_args(kind)[0]
-            for number, entry in enumerate(value):
+            for number, entry in enumerate(value if dataclasses.is_dataclass(item) else ()):
                 _check_keys(entry, item, f"{prefix}{key}[{number}].", where)

@@ -73,6 +73,7 @@ def export(
             "checkpoint": checkpoint.name,
             "step": step,
             "num_parameters": num_parameters,
+            "template": _template(config),
             "stream_fingerprint": stream,
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "weights_sha256": sha256_file(checkpoint / WEIGHTS),
@@ -130,7 +131,13 @@ def _write(
         tokenizer_path,
         config.data.resize,
         max_shard_size,
+        _template(config),
     )
+
+
+def _template(config: "Config") -> str:
+    """How the export's processor writes a conversation down: as the run was taught to read it."""
+    return "instruction" if config.stage == "instruct" else "completion"
 
 
 def stream_fingerprint(run_dir: Path) -> str:

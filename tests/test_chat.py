@@ -60,6 +60,22 @@ def test_a_conversation_remembers_and_stops_when_its_answer_is_closed(tiny, pict
     assert conversation.messages == []
 
 
+def test_a_model_of_the_instruct_stage_is_asked_by_its_template(tiny, pictures, tmp_path):
+    """And an answer goes on over lines, up to `</s>`."""
+    shutil.copytree(tiny.export, tmp_path / "instructed")
+    path = tmp_path / "instructed" / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"template": "instruction"}))
+    conversation = Conversation(path.parent, max_new_tokens=8)
+    answer = "".join(conversation.answer(content_of(f"{pictures}/cat.png is it red?")))
+    prompt = [pictures / "cat.png", "Instruction: is it red?", "\nOutput:"]
+    inputs = tiny.processor.from_segments([prompt])
+    tokens = tiny.model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=2)[
+        0, inputs["input_ids"].shape[1] :
+    ]
+    expected = tiny.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+    assert answer.strip() == printable(expected).strip()
+
+
 def test_a_conversation_that_outgrows_the_context_says_so(tiny):
     conversation = Conversation(tiny.export, max_new_tokens=100)
     with pytest.raises(UserError, match=r"takes \d+ positions .* the model has 128; /reset"):

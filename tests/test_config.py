@@ -15,7 +15,9 @@ from mllm.errors import UserError
 from mllm.optim import learning_rate
 from mllm.run_folder import continue_folder
 
-CONFIGS = sorted((Path(__file__).parent.parent / "mllm" / "configs").glob("*.yaml"))
+FILES = sorted((Path(__file__).parent.parent / "mllm" / "configs").glob("*.yaml"))
+CONFIGS = [path for path in FILES if not path.stem.startswith("recipe_")]
+RECIPES = [path for path in FILES if path not in CONFIGS]
 MINIMAL = {"run_dir": "r", "tokenizer": "t"}
 
 

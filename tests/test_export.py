@@ -10,17 +10,18 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from corpora.document import Document, ImageSegment, TextSegment
+from corpora.document import Document, ImageSegment, TextSegment, Turn
 from mllm import export as export_module
 from mllm.checkpoint import init_from
 from mllm.cli import main
 from mllm.files import sha256_file, write_json
 from mllm.hf import folder
-from mllm.hf.load import load_export
+from mllm.hf.load import load_export, load_processor
 from mllm.model.init import build
 from mllm.model_card import find_attributions
 from mllm.stream.encode import encode
 from tests.hf.tiny import TEXT, make_tiny, png
+from tokenizer.specials import BOS_ID, EOS_ID
 from tokenizer.train import train
 
 
@@ -102,6 +103,33 @@ def test_ids_of_the_export_equal_the_streams(tiny):
     prompt = tiny.processor.encode(segments)
     assert prompt.token_ids == trained.token_ids[:-1].tolist()
     assert tuple(prompt.pictures) == trained.images
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "instruct"])
+@pytest.mark.parametrize("export_format", ["mllm", "kosmos2"])
+def test_an_export_asks_as_its_stage_was_taught(tiny, run_dir, tmp_path, stage, export_format):
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config | {"stage": stage}))
+    if export_format == "kosmos2":
+        path = run_dir / "checkpoints" / "step-00000042" / "model_config.json"
+        sizes = json.loads(path.read_text()) | {"position": "sinusoidal"}
+        write_json(path, sizes)
+        files = json.loads((path.parent / "manifest.json").read_text())
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        write_json(path.parent / "manifest.json", files)
+    export_module.export(run_dir, tmp_path / "export", export_format)
+    processor = load_processor(tmp_path / "export")
+    asked = [{"role": "user", "content": "is it red?"}]
+    ids = processor.apply_chat_template(asked)["input_ids"][0].tolist()
+    encoded = tiny.tokenizer.encode
+    if stage == "pretrain":
+        assert ids == [BOS_ID, *encoded("Question: is it red? Answer:")]
+        return
+    said = (TextSegment("is it red?", is_scored=False), TextSegment("no"))
+    document = Document("key", said, turns=(Turn("user", 1), Turn("assistant", 1)))
+    trained = encode(document, tiny.tokenizer, tiny.config.num_latents)
+    assert trained.token_ids.tolist() == [*ids, *encoded(" no"), EOS_ID]
+    assert trained.is_scored.tolist() == [False] * len(ids) + [True] * (len(encoded(" no")) + 1)
 
 
 def test_an_older_export_is_replaced_and_any_other_folder_is_not(tiny, run_dir, tmp_path, capsys):

@@ -65,4 +65,5 @@ def load_processor(path: str | Path) -> MllmProcessor:
         MllmTokenizer.from_pretrained(path, local_files_only=True),
         num_latents=settings["num_latents"],
         slot_mask_name=settings.get("slot_mask_name", "image_slot_mask"),
+        template=settings.get("template", "completion"),
     )

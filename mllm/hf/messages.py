@@ -1,15 +1,38 @@
-"""Chat messages to segments: the form that a model trained on documents is asked in."""
+"""Chat messages to segments, in the form that a model was trained on.
+
+`completion_turns`: that of documents. `instruction_turns`: the template of instruct runs
+(`mllm.stream.template`), whose documents the trainer reads by the same function.
+"""
 
 from typing import Any, NamedTuple
 
 from mllm.hf.image_processing_mllm import picture_path
+from mllm.stream.template import OUTPUT_ROLE, Part, Said, instruction_template
 
 
 class Turn(NamedTuple):
-    """One message: texts and pictures in order."""
+    """Texts, pictures and ends of answers in order."""
 
     segments: list[Any]
     is_answer: bool  # the assistant's words: what is scored when labels are asked for
+
+
+def instruction_turns(
+    messages: list[dict[str, Any]], *, asks: bool = False, is_open: bool = False
+) -> list[Turn]:
+    """The instruction template's parts, each as a turn of its own.
+
+    Args:
+        messages: as of `completion_turns`.
+        asks, is_open: as of `instruction_template`.
+    """
+    turns = []
+    for message in messages:
+        is_scored = message["role"] == OUTPUT_ROLE
+        parts = [Part(item, is_scored) for item in content_segments(message.get("content"))]
+        turns.append(Said(message["role"], parts))
+    parts = instruction_template(turns, asks=asks, is_open=is_open)
+    return [Turn([content], is_scored) for content, is_scored in parts]
 
 
 def completion_turns(messages: list[dict[str, Any]]) -> list[Turn]:

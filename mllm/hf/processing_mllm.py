@@ -17,7 +17,6 @@ A row is never cut, because a picture could be: `truncation` and `max_length` on
 """
 
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,14 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from mllm.hf.image_processing_mllm import Picture, picture_path
-from mllm.hf.messages import completion_turns
-from tokenizer.specials import BOI_ID, BOS_ID, EOI_ID, EOS_ID, PAD_ID, SLOT_ID
+from mllm.hf.messages import Turn, completion_turns, instruction_turns
+from mllm.stream.template import END_OF_DOCUMENT, OUTPUT_ROLE, Mark
+from tokenizer.specials import BOI_ID, BOS_ID, EOI_ID, PAD_ID, SLOT_ID
 
 IMAGE_PLACEHOLDER = "<image>"
+TEMPLATES = ("completion", "instruction")  # forms that messages take, by what a model was taught
 IGNORED = -100  # a label without loss
 
-
-class Mark(Enum):
-    """A special token that a prompt may hold between its segments."""
-
-    END_OF_DOCUMENT = EOS_ID  # `</s>`: divides exemplars, as it divides documents in joined rows
-
-
-END_OF_DOCUMENT = Mark.END_OF_DOCUMENT
 
 # text | picture (PIL, encoded bytes, local path, uint8 array) | END_OF_DOCUMENT.
 # A plain `str` is always text; a path must be a `pathlib.Path`.
@@ -62,6 +55,7 @@ class MllmProcessor(ProcessorMixin):
     Args:
         num_latents: slots that each picture takes between `<image>` and `</image>`.
         slot_mask_name: the model's argument that takes the slot mask.
+        template: the form that `apply_chat_template` gives to messages, one of TEMPLATES.
     """
 
     def __init__(
@@ -70,8 +64,12 @@ class MllmProcessor(ProcessorMixin):
         tokenizer: Any = None,
         num_latents: int = 64,
         slot_mask_name: str = "image_slot_mask",
+        template: str = "completion",
         chat_template: str | None = None,
     ) -> None:
+        if template not in TEMPLATES:
+            raise ValueError(f"template {template!r}: one of {', '.join(TEMPLATES)}")
+        self.template = template
         self.num_latents = num_latents
         self.slot_mask_name = slot_mask_name
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
@@ -101,7 +99,7 @@ class MllmProcessor(ProcessorMixin):
                 ends_scored = is_answer is None or is_answer[i]
                 ids, scored = self.tokenizer.encode_text(segment), ends_scored
             elif isinstance(segment, Mark):
-                ids, scored = [segment.value], ends_scored
+                ids, scored, ends_scored = [segment.value], ends_scored, False
             else:
                 ids, scored = [BOI_ID, *[SLOT_ID] * self.num_latents, EOI_ID], False
                 pictures.append(segment)
@@ -235,12 +233,15 @@ class MllmProcessor(ProcessorMixin):
         processor_kwargs: dict[str, Any] | None = None,
         **settings: Any,
     ) -> Any:
-        """A batch from messages; see `mllm.hf.messages.completion_turns` for the form they take.
+        """A batch from messages, in the form of `self.template` (`mllm.hf.messages`).
+
+        `completion` leaves the assistant's last words open and asks after every user's turn;
+        `instruction` ends the assistant's words with `</s>`.
 
         Args:
-            add_generation_prompt: False only where the assistant's words come last: a user's turn
-                always ends by asking for an answer.
-            continue_final_message: True only there too; the model goes on with those words.
+            add_generation_prompt: after a user's turn, ask for an answer. `completion` cannot do
+                without. After the assistant's turn it does nothing.
+            continue_final_message: the assistant's words come last and the model goes on with them.
             return_labels: the conversation is a training document, of which the assistant's words
                 are scored.
             processor_kwargs: more settings, as `transformers`' pipeline gives them.
@@ -248,8 +249,8 @@ class MllmProcessor(ProcessorMixin):
 
         Raises:
             ValueError: `tokenize=False`. Segments become ids at once; a string in between could not
-                tell a user's `<image>` from a picture. Or a user's turn is last and an answer is
-                not asked for.
+                tell a user's `<image>` from a picture. Or a user's turn is last and is to be
+                continued, or under `completion` not answered.
         """
         if not tokenize:
             raise ValueError("apply_chat_template makes token ids; tokenize=False is not offered")
@@ -259,7 +260,10 @@ class MllmProcessor(ProcessorMixin):
         ends_in_answer = all(
             messages and messages[-1]["role"] == "assistant" for messages in conversations
         )
-        if not ends_in_answer and (continue_final_message or not add_generation_prompt):
+        is_completion = self.template == "completion"
+        if not ends_in_answer and (
+            continue_final_message or (is_completion and not add_generation_prompt)
+        ):
             raise ValueError(
                 "after a user's turn the template always asks for an answer: "
                 "add_generation_prompt=True, continue_final_message=False"
@@ -269,12 +273,26 @@ class MllmProcessor(ProcessorMixin):
         )
         prompts = []
         for messages in conversations:
-            turns = completion_turns(messages)
-            segments = [segment for turn in turns for segment in turn.segments]
-            is_answer = [turn.is_answer for turn in turns for _ in turn.segments]
-            prompts.append(self.encode(segments, is_answer, is_closed=settings["return_labels"]))
+            turns = (
+                completion_turns(messages)
+                if is_completion
+                else instruction_turns(
+                    messages,
+                    asks=add_generation_prompt
+                    and not settings["return_labels"]
+                    and messages[-1]["role"] != OUTPUT_ROLE,
+                    is_open=continue_final_message,
+                )
+            )
+            prompts.append(self._encode_turns(turns, is_closed=settings["return_labels"]))
         batch = self.collate(prompts, **settings)
         return batch if return_dict else batch["input_ids"]
+
+    def _encode_turns(self, turns: list[Turn], is_closed: bool) -> EncodedPrompt:
+        segments = [segment for turn in turns for segment in turn.segments]
+        is_answer = [turn.is_answer for turn in turns for _ in turn.segments]
+        is_ended = bool(segments) and segments[-1] is END_OF_DOCUMENT
+        return self.encode(segments, is_answer, is_closed=is_closed and not is_ended)
 
 
 def _is_empty(segment: PromptSegment) -> bool:

@@ -80,6 +80,7 @@ def write_model(
     tokenizer_path: str | Path,
     resize: Resize,
     max_shard_size: str = MAX_SHARD_SIZE,
+    template: str = "completion",
 ) -> int:
     """Writes everything that `transformers` needs into `out_dir`; gives back the parameter count.
 
@@ -88,6 +89,7 @@ def write_model(
         tokenizer_path: the SentencePiece file.
         resize: `crop` or `squash`, as in training.
         max_shard_size: largest safetensors file, such as `500MB`.
+        template: the form of chat messages, one of `processing_mllm.TEMPLATES`.
 
     Raises:
         UserError: the weights, the sizes and the tokenizer do not belong together, or the weights
@@ -103,6 +105,7 @@ def write_model(
             MllmImageProcessor(model_config.vision.image_size, resize),
             tokenizer,
             num_latents=model_config.num_latents,
+            template=template,
         ),
         ENTRY_MODULES,
     )
@@ -116,6 +119,7 @@ def write_kosmos2(
     tokenizer_path: str | Path,
     resize: Resize,
     max_shard_size: str = MAX_SHARD_SIZE,
+    template: str = "completion",
 ) -> int:
     """As `write_model`, for `Kosmos2ForConditionalGeneration`: its own class, no modelling code.
 
@@ -134,6 +138,7 @@ def write_kosmos2(
             tokenizer,
             num_latents=model_config.num_latents,
             slot_mask_name="image_embeds_position_mask",
+            template=template,
         ),
         PROCESSOR_MODULES,
     )

@@ -1,10 +1,16 @@
-"""The pretrain stage: next-token loss over text, pairs and interleaved documents (K1 2.3)."""
+"""The language stages: next-token loss over text, pairs, interleaved documents and instructions.
+
+`pretrain` and `instruct` read and train alike (K1 2.3, 3.3): of a conversation only the outputs are
+scored, by the instruction template (mllm/stream/template.py), of every other document all text.
+What `instruct` adds: it wants conversations, and its export asks in their template.
+"""
 
 from typing import Any
 
 import torch
 
 from mllm.config import Config
+from mllm.errors import UserError
 from mllm.model.flops import step_flops
 from mllm.model.init import build
 from mllm.objectives import LanguageModelling
@@ -18,6 +24,11 @@ from mllm.vision_weights import load_vision_weights
 
 def language_stage(config: Config) -> Stage:
     stream = TokenStream.from_config(config)
+    if config.stage == "instruct" and not any(source.has_turns for source in stream.sources):
+        raise UserError(
+            "stage instruct: no source of data.mixture holds conversations (samples with `turns`); "
+            "add one by `mllm corpora import instruct`, or use stage pretrain"
+        )
     model = build(config.model, config.seed)
     if config.vision_weights:
         load_vision_weights(model.vision, config.vision_weights)

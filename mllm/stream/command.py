@@ -94,7 +94,7 @@ def stream_of_run(run_dir: Path, config: Config) -> TokenStream:
     ]
     stream = TokenStream(sources, **stream_settings(config), state=state)
     for source in stream.sources:
-        if source.corpus.fingerprint != records[source.name].corpus:
+        if source.fingerprint != records[source.name].corpus:
             raise UserError(
                 f"{source.source.corpus_dir}: has changed since the run in {run_dir} read it; what "
                 "its steps were can no longer be shown"

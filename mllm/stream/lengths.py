@@ -1,13 +1,14 @@
 """Token lengths of a corpus: measured once per tokenizer, stored beside the corpus index.
 
-    INDEX_DIR/tokens-VERSION-TOKENIZER-CORPUS/
+    INDEX_DIR/tokens-VERSION[tTEMPLATE]-TOKENIZER-CORPUS/
         text_tokens.npy
         images_counts.npy, images_blocks.npy, image_offsets.npy
         lengths.json      totals, and the first dropped samples
         dropped.jsonl     every dropped sample
 
-The folder's name holds both fingerprints, so a sidecar is either right or absent. Six bytes a
-sample and four an image, memory-mapped: opening reads `lengths.json` alone.
+The folder's name holds both fingerprints, so a sidecar is either right or absent; of conversations
+it holds the version of their template too, so that another one leaves all other lengths in place.
+Six bytes a sample and four an image, memory-mapped: opening reads `lengths.json` alone.
 """
 
 import json

@@ -33,16 +33,36 @@ from mllm.stream.lengths import (
     load_lengths,
     write_lengths,
 )
+from mllm.stream.template import TEMPLATE_VERSION
 from tokenizer.tokenizer import Tokenizer
 
 ONE_PROCESS_BELOW = 20_000  # samples; starting processes costs more than it saves
 AHEAD = 256  # samples whose texts are asked of the disk at once
+LOOKED_AT = 100  # samples, until one can be read that says of what kind they are
 MAX_IMAGES = 65_535  # of a sample, so that two bytes count them
 
 
 def lengths_dir(corpus: Corpus, tokenizer: Tokenizer) -> Path:
-    name = f"tokens-{LENGTHS_VERSION}-{tokenizer.fingerprint}-{corpus.fingerprint}"
-    return corpus.index_dir / name
+    template = f"t{TEMPLATE_VERSION}" if has_turns(corpus) else ""
+    version = f"{LENGTHS_VERSION}{template}"
+    return corpus.index_dir / f"tokens-{version}-{tokenizer.fingerprint}-{corpus.fingerprint}"
+
+
+def has_turns(corpus: Corpus) -> bool:
+    """Whether a corpus holds conversations: whether its first sample that can be read is one.
+
+    A folder holds one kind of corpus, as `mllm corpora import` writes it. In one that mixes kinds
+    every sample is still encoded as what it is; only a new template would not be noticed before
+    the first row whose length it changes, which stops the run.
+    """
+    for sample in range(min(len(corpus), LOOKED_AT)):
+        try:
+            return bool(corpus.text_document(sample).turns)
+        except BadSample:
+            continue
+        except OSError as error:
+            raise _cannot_read(error, corpus, sample) from None
+    return False
 
 
 def open_lengths(corpus: Corpus, tokenizer: Tokenizer, workers: int | None = None) -> TokenLengths:
@@ -161,15 +181,19 @@ def measure(corpus: Corpus, tokenizer: Tokenizer, samples: range) -> LengthsPart
             dropped.append((corpus.key(sample), str(error)))
             continue
         except OSError as error:
-            raise UserError(
-                f"{corpus.corpus_dir}: cannot read sample {corpus.key(sample)} ({error}); mend the "
-                "disk or the mount and run again, what is measured is kept"
-            ) from None
+            raise _cannot_read(error, corpus, sample) from None
         text_tokens[place], num_images[place] = layout.text_tokens, len(layout.image_offsets)
         image_offsets += layout.image_offsets
         scored_tokens += layout.scored_tokens
     offsets = np.array(image_offsets, dtype=np.uint32)
     return LengthsPart(text_tokens, num_images, offsets, scored_tokens, dropped)
+
+
+def _cannot_read(error: OSError, corpus: Corpus, sample: int) -> UserError:
+    return UserError(
+        f"{corpus.corpus_dir}: cannot read sample {corpus.key(sample)} ({error}); mend the disk or "
+        "the mount and run again, what is measured is kept"
+    )
 
 
 def _part_path(parts_dir: Path, part: range) -> Path:

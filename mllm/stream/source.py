@@ -14,8 +14,10 @@ from corpora.reader import Corpus
 from corpora.transport import RemoteUnavailable
 from mllm.errors import UserError
 from mllm.stream.encode import TokenSequence, encode, image_span
+from mllm.stream.measure import has_turns
 from mllm.stream.plan import open_plan
 from mllm.stream.takedown import Takedowns
+from mllm.stream.template import TEMPLATE_VERSION
 from tokenizer.tokenizer import Tokenizer
 
 READ_ATTEMPTS = 3
@@ -61,6 +63,10 @@ class PlannedSource:
         self._tokenizer, self._num_latents = tokenizer, num_latents
         self._score_image_start = score_image_start
         self.corpus = Corpus(source.corpus_dir, index_dir and index_dir / source.name)
+        # What its rows follow from: the samples, and how conversations are put into text.
+        self.has_turns = has_turns(self.corpus)
+        template = f"-t{TEMPLATE_VERSION}" if self.has_turns else ""
+        self.fingerprint = f"{self.corpus.fingerprint}{template}"
         self.lengths, self.plan = open_plan(
             self.corpus,
             tokenizer,

@@ -156,7 +156,7 @@ class TokenStream(Resumable):
             SourceRecord(
                 name=source.name,
                 path=str(source.source.corpus_dir),
-                corpus=source.corpus.fingerprint,
+                corpus=source.fingerprint,
                 weight=str(source.source.weight),
                 join_documents=str(float(source.source.join_documents)),
                 rows_per_period=count,

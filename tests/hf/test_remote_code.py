@@ -54,6 +54,9 @@ messages = [{"role": "user", "content": [{"type": "image", "path": picture},
                                          {"type": "text", "text": "An image of"}]}]
 settings = {"max_new_tokens": 8, "generate_kwargs": {"do_sample": False}}
 answer = pipe(text=messages, return_full_text=False, **settings)[0]["generated_text"]
+path = Path(out) / "processor_config.json"
+path.write_text(json.dumps(json.loads(path.read_text()) | {"template": "instruction"}))
+instructed = AutoProcessor.from_pretrained(out, trust_remote_code=True)
 print(json.dumps({
     "module": type(model).__module__,
     "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
@@ -63,6 +66,7 @@ print(json.dumps({
     "answer": answer,
     "text": processor.batch_decode(tokens, skip_special_tokens=True)[0],
     "ids": tokenizer("<image> </s> red")["input_ids"],
+    "asked": instructed.apply_chat_template(messages)["input_ids"][0].tolist(),
     "ours": sorted(m for m in sys.modules if m.split(".")[0] in ("mllm", "tokenizer", "corpora")),
 }))
 """
@@ -102,6 +106,8 @@ def test_loads_and_answers_alike_without_this_repository(tiny, tmp_path):
     new = tokens[inputs["input_ids"].shape[1] :]
     assert found["answer"] == tiny.processor.tokenizer.decode(new, skip_special_tokens=True)
     assert found["ids"] == [0, *tiny.tokenizer.encode("<image> </s> red")]
+    prompt = [[png(1), "Instruction: An image of", "\nOutput:"]]
+    assert found["asked"] == tiny.processor.from_segments(prompt)["input_ids"][0].tolist()
 
 
 def test_exported_files_import_each_other_and_what_every_user_has(tiny, tmp_path):
@@ -124,6 +130,8 @@ def test_exported_files_import_each_other_and_what_every_user_has(tiny, tmp_path
             assert not line.strip().startswith("import mllm")
 
 
-@pytest.mark.parametrize("name", ["decoder.py", "attention.py", "images.py", "specials.py"])
+@pytest.mark.parametrize(
+    "name", ["decoder.py", "attention.py", "images.py", "specials.py", "template.py"]
+)
 def test_the_trainers_own_files_travel(tiny, name):
     assert (tiny.export / name).is_file()

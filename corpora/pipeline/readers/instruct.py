@@ -1,7 +1,8 @@
 """Instruction data as turns: only what the assistant says is scored.
 
-The texts of turns stand one after the other, as the stream joins them: the assistant's begins with
-a space, a later turn's with a new line, as `completion_turns` puts them for chat.
+The assistant's texts begin with a space, a later turn's with a new line, so that they can be read
+one after the other as they lie in the shard. The stream strips that and puts roles into words by
+its template (`mllm.stream.template`).
 """
 
 from collections.abc import Iterator
