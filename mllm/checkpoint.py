@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mllm import dist
-from mllm.checkpoint_files import MANIFEST, STATE, checkpoints, problem_of
+from mllm.checkpoint_files import AVERAGE, MANIFEST, STATE, checkpoints, problem_of
 from mllm.engine import Engine, read_states
 from mllm.errors import UserError
 from mllm.reshape import SavedState
@@ -101,6 +101,21 @@ def resume(checkpoint: Path, engine: Engine) -> TrainState:
     Raises:
         UserError: others, where a file of it cannot be read or the engine cannot be filled.
     """
+    state = _resume(checkpoint, engine)
+    average = checkpoint / AVERAGE
+    if engine.average is not None and not average.is_file():
+        dist.say(f"mllm: train.ema_decay: {checkpoint} has no average; it begins here")
+    engine.load_average(_named_in_engine(average, engine) if average.is_file() else None)
+    return state
+
+
+def _named_in_engine(path: Path, engine: Engine) -> dict[str, torch.Tensor]:
+    """Names without what an objective puts before its model's, as the engine has them."""
+    own = {name.removeprefix("model."): name for name in engine.trainable_sizes}
+    return {own[name]: tensor for name, tensor in load_file(path).items() if name in own}
+
+
+def _resume(checkpoint: Path, engine: Engine) -> TrainState:
     saved = TrainState(**json.loads((checkpoint / STATE).read_text()))
     state = replace(
         saved,
@@ -162,7 +177,7 @@ def init_from(module: nn.Module, source: str | Path) -> tuple[int, list[str]]:
     is_export = (source / "config.json").is_file()
     folder = source if is_export else latest(source)
     weights: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):  # an export may have several
+    for path in sorted(folder.glob("model*.safetensors")):  # an export may have several
         # An export has the same names below `model.`.
         weights |= {name.removeprefix("model."): x for name, x in load_file(path).items()}
     own = module.state_dict()

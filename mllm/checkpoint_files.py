@@ -28,6 +28,7 @@ from mllm.files import (
 MANIFEST = "manifest.json"
 STATE = "state.json"
 WEIGHTS = "model.safetensors"
+AVERAGE = "average.safetensors"
 LATEST = "latest"
 THREADS = 4  # a rank's, each with one file: hashing is what takes the time
 

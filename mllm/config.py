@@ -128,6 +128,8 @@ class TrainConfig:
     # all: on every trainable parameter, as in the paper's code. matrices: not on biases, gains of
     # norms and CLIP's temperature, as CLIP has it.
     weight_decay_on: Literal["all", "matrices"] = "all"
+    # Of a moving average of the weights beside the trained ones (`mllm export --average`); 0: none.
+    ema_decay: NonNegativeFloat = 0.0
     gradient_clip: float = 2.0  # global L2 norm; 0 switches it off
     parameter_groups: list[ParameterGroup] = field(default_factory=list)  # the first match counts
     train_last_blocks: int = 1  # of the vision encoder; the number of its blocks: all of it
@@ -174,6 +176,8 @@ class TrainConfig:
                 f"train.schedule wsd needs train.decay_steps, from 1 to {room} (num_steps without "
                 f"warmup_steps), not {self.decay_steps}"
             )
+        if self.ema_decay >= 1:
+            raise ValueError(f"train.ema_decay {self.ema_decay}: use 0 to below 1, such as 0.999")
         if self.final_lr_share > 1:
             raise ValueError(f"train.final_lr_share {self.final_lr_share}: use 0 to 1")
         store = self.checkpoint_store
@@ -225,6 +229,7 @@ ALLOWED_ON_RESUME = {
     "data.exclude_steps",  # from the resume point on; the stream refuses others
     "data.exclude",
     "train.micro_batch_size",
+    "train.ema_decay",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.async_checkpoints",

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from mllm import dist
+from mllm.averaging import Piece, WeightAverage
 from mllm.config import Config, Precision
 from mllm.errors import UserError
 from mllm.files import fingerprint
@@ -148,6 +149,7 @@ class Captured(NamedTuple):
 
     files: dict[str, Any]  # name in the checkpoint's folder to what `torch.save` gets
     weights: dict[str, torch.Tensor]  # float32, of the whole module; on rank 0
+    averages: dict[str, torch.Tensor]  # the same of train.ema_decay: trainable ones alone, or empty
 
 
 class Engine:
@@ -176,6 +178,9 @@ class Engine:
         )
         self.module = module
         self._stage0_norm = math.nan
+        self.average: WeightAverage | None = None
+        if config.train.ema_decay:
+            self.average = WeightAverage(self._pieces(), config.train.ema_decay)
 
     @property
     def zero_fingerprint(self) -> str:
@@ -316,12 +321,15 @@ class Engine:
         finally:
             for owner, name, _ in replaced:
                 delattr(owner, name)  # the class's own is there again
-        weights = self.full_state_dict(copies)
+        weights, averages = self.full_state_dict(copies), {}
+        if self.average is not None:
+            with self.average.in_place():
+                averages = self._trained_weights(copies)
         if copies is not None:
             copies.end()
         if problem is not None:
             raise problem
-        return Captured(files, weights)
+        return Captured(files, weights, averages)
 
     def load(self, folder: Path, tag: str) -> None:
         """Reads what `save` wrote at the same world size and with the same ZeRO settings."""
@@ -367,29 +375,34 @@ class Engine:
         self._engine.global_samples = num_steps * self.settings["train_batch_size"]
         self._engine.skipped_steps = num_skipped
 
-    def _pieces(self) -> Iterator[tuple[str, int, int, torch.Tensor, int]]:
-        """What this rank keeps in float32 of each trainable parameter.
+    def load_average(self, saved: Mapping[str, torch.Tensor] | None) -> None:
+        """Goes on from a saved average, with each parameter whole; None: from the weights."""
+        if self.average is None:
+            return
+        if saved is None:
+            self.average.restart()
+        else:
+            self.average.load(saved, self._pieces())
 
-        Yields:
-            Name, start in the flattened parameter, elements, the vector that holds them and that
-            AdamW updates, offset in it.
-        """
+    def _pieces(self) -> Iterator[Piece]:
+        """What this rank keeps in float32 of each trainable parameter."""
         optimizer = self._optimizer
         parameters: dict[str, Any] = dict(self.module.named_parameters())
         for name in self.trainable_sizes:
             parameter = parameters[name]
             if self.stage == 0:
-                yield name, 0, parameter.numel(), parameter, 0
+                yield Piece(name, 0, parameter.numel(), parameter, 0)
             elif self.stage == 3:
                 param_id = optimizer.get_param_id(parameter)
                 group, offset, share = optimizer.grad_position[param_id]
                 start = share * dist.rank()  # the last ranks' shares are padded
                 numel = max(0, min(share, self.trainable_sizes[name] - start))
-                yield name, start, numel, optimizer.fp32_partitioned_groups_flat[group], offset
+                vector = optimizer.fp32_partitioned_groups_flat[group]
+                yield Piece(name, start, numel, vector, offset)
             elif (own := parameter._hp_mapping) is not None:
                 vector = optimizer.param_groups[own.param_group_index]["params"][0]
                 run = own.lp_fragment_address
-                yield name, run.start, run.numel, vector, own.hp_fragment_address.start
+                yield Piece(name, run.start, run.numel, vector, own.hp_fragment_address.start)
 
     def full_state_dict(self, copies: HostCopies | None = None) -> dict[str, torch.Tensor]:
         """float32 weights of the whole module, on the CPU; empty but on rank 0. All ranks call it.
@@ -417,6 +430,21 @@ class Engine:
                 elif copies is not None:
                     value = copies.copy_alone(value)
                 weights[name] = value.cpu()
+        return weights
+
+    def _trained_weights(self, copies: HostCopies | None) -> dict[str, torch.Tensor]:
+        """float32 masters of what is trained, as `full_state_dict` gives them."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        weights = {}
+        for name, parameter in self.module.named_parameters():
+            if name not in self.trainable_sizes:
+                continue
+            value = parameter if self.stage == 0 else safe_get_full_fp32_param(parameter)
+            assert value is not None, name
+            if dist.rank() == 0:
+                value = value.detach().float()
+                weights[name] = value.clone() if copies is None else copies.copy_alone(value).cpu()
         return weights
 
 

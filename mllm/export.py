@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mllm.config import Config
 
 WEIGHTS = "model.safetensors"
+AVERAGE = "average.safetensors"
 FORMATS = ("mllm", "kosmos2", "clip")
 SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?[KMGT]B")
 
@@ -26,6 +27,8 @@ def export(
     out_dir: str | Path,
     export_format: str = "mllm",
     max_shard_size: str = "5GB",
+    *,
+    is_average: bool = False,
 ) -> dict[str, Any]:
     """Writes the export aside and renames it; gives back what `export.json` holds.
 
@@ -33,10 +36,12 @@ def export(
         export_format: `mllm`; `kosmos2` for `transformers`' own Kosmos-2 class; `clip`, for its
             CLIPModel, of a run of the vision stage.
         max_shard_size: largest safetensors file.
+        is_average: the moving average of the weights (train.ema_decay) in place of the last ones.
 
     Raises:
-        UserError: no checkpoint, an incomplete run, `out_dir` exists and is no export, a run of
-            another stage, or a model that Kosmos-2 or CLIP cannot compute.
+        UserError: no checkpoint or, where it is asked for, no average in it; an incomplete run,
+            `out_dir` exists and is no export, a run of another stage, or a model that Kosmos-2 or
+            CLIP cannot compute.
     """
     from mllm.checkpoint import latest
     from mllm.config import load_config
@@ -58,10 +63,21 @@ def export(
         run_dir = checkpoint.parent.parent
         config = load_config(run_dir / "config.yaml")
         _check_stage(run_dir, config.stage, export_format)
+        if is_average and not (checkpoint / AVERAGE).is_file():
+            raise UserError(
+                f"--average: {checkpoint} has no average of the weights; train with "
+                "train.ema_decay, such as 0.999"
+            )
         stream = stream_fingerprint(run_dir)
         tokenizer = Tokenizer(checkpoint)  # the one that trained, whatever lies at its old path
         num_parameters = _write(
-            aside, checkpoint, config, tokenizer.model_path, export_format, max_shard_size
+            aside,
+            checkpoint,
+            config,
+            tokenizer.model_path,
+            export_format,
+            max_shard_size,
+            is_average,
         )
         mixture = config.data.mixture
         attributions = find_attributions([source.path for source in mixture])
@@ -74,6 +90,7 @@ def export(
             "step": step,
             "num_parameters": num_parameters,
             "template": _template(config),
+            "is_average": is_average,
             "stream_fingerprint": stream,
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "weights_sha256": sha256_file(checkpoint / WEIGHTS),
@@ -112,6 +129,7 @@ def _write(
     tokenizer_path: Path,
     export_format: str,
     max_shard_size: str,
+    is_average: bool,
 ) -> int:
     """Weights, settings and tokenizer in that format; gives back the parameter count."""
     from safetensors.torch import load_file
@@ -121,6 +139,8 @@ def _write(
     from mllm.model.config import ModelConfig
 
     state = load_file(checkpoint / WEIGHTS)
+    if is_average:
+        state |= load_file(checkpoint / AVERAGE)  # of what is trained; the rest is frozen
     if export_format == "clip":
         return write_clip(out_dir, state, config, tokenizer_path, max_shard_size)
     sizes = json.loads((checkpoint / "model_config.json").read_text(encoding="utf-8"))
@@ -180,15 +200,20 @@ def main(argv: list[str]) -> int:
         metavar="SIZE",
         help="largest safetensors file, such as 500MB (default: 5GB)",
     )
+    parser.add_argument(
+        "--average",
+        action="store_true",
+        help="the moving average of the weights that train.ema_decay keeps",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     args = parser.parse_args(argv)
     settings = (args.run_or_checkpoint, args.out, args.format, args.max_shard_size)
     if args.json:
         with stdout_is_json():
-            record = export(*settings)
+            record = export(*settings, is_average=args.average)
         print_json({"out": args.out, **record})
         return 0
-    record = export(*settings)
+    record = export(*settings, is_average=args.average)
     advice = f"; try `mllm chat --model {args.out}`" if args.format == "mllm" else ""
     print(f"{args.out}: {record['checkpoint']}, {record['num_parameters']:,} parameters{advice}")
     return 0

@@ -89,14 +89,21 @@ def plan(
         max(1, int(rows * config.model.seq_len * scored_share)),
         on_cpu=on_cpu,
     )
+    num_trainable = groups.num_trainable
     held = max(
         (resident(groups, settings, precision, world_size, r) for r in range(min(world_size, 64))),
         key=lambda each: each.parameters + each.gradients + each.optimizer,
     )
+    if config.train.ema_decay:  # of what the rank keeps in fp32; padding is left out
+        shared_by = world_size if config.zero.stage else 1
+        held = replace(held, optimizer=held.optimizer + 4 * ceil_div(num_trainable, shared_by))
     memory = _memory(held, step, groups, settings, precision, world_size, on_cpu=on_cpu)
     flops = _flops(config, images, scored_share, world_size)
     seconds = flops["total"] / (machine.flops[precision] * mfu * world_size)
     checkpoint = checkpoint_bytes(model, groups, settings, precision, world_size)
+    if config.train.ema_decay:
+        checkpoint["average"] = 4 * num_trainable
+        checkpoint["bytes"] += checkpoint["average"]
     copied = _copied_bytes(config, checkpoint, precision, world_size)
     if on_cpu:
         memory["other"] += copied

@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from mllm import checkpoint_files as files
@@ -168,7 +169,8 @@ def checkpoint_size(module: nn.Module, config: Config) -> int:
     precision, world_size = config.train.precision, dist.world_size()
     settings = deepspeed_config(config, precision, world_size)
     groups = parameter_numels(module, config)
-    return checkpoint_bytes(module, groups, settings, precision, world_size)["bytes"]
+    size = checkpoint_bytes(module, groups, settings, precision, world_size)["bytes"]
+    return size + (4 * groups.num_trainable if config.train.ema_decay else 0)
 
 
 def check_room(run_dir: Path, num_bytes: int, keep: int) -> None:
@@ -209,7 +211,7 @@ class _Job:
         self.part_is_over = threading.Event()
         self.is_given_up = threading.Event()
         self._keep, self._uploader = keep, uploader
-        self.captured = Captured({}, {})
+        self.captured = Captured({}, {}, {})
         self._news: list[str] = []
         # A daemon: a second signal ends the process at once and leaves the temporary folder.
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
@@ -262,16 +264,16 @@ class _Job:
         except Exception as error:  # whatever it is, training goes on
             self.fail(error)
         finally:
-            self.captured = Captured({}, {})
+            self.captured = Captured({}, {}, {})
             self.part_is_over.set()
 
     def _write_part(self) -> None:
         part = {name: files.torch_file(value) for name, value in self.captured.files.items()}
         if dist.rank() == 0:
             # An export has the same names below `model.`; the tied head is stored once.
-            weights = {name.removeprefix("model."): x for name, x in self.captured.weights.items()}
-            weights.pop(TIED, None)
-            part |= {files.WEIGHTS: files.safetensors_file(weights), **self.extra}
+            part |= {files.WEIGHTS: _weights_file(self.captured.weights), **self.extra}
+            if self.captured.averages:
+                part[files.AVERAGE] = _weights_file(self.captured.averages)
         files.write_part(self.aside, dist.rank(), part)
 
     def _complete(self) -> files.Manifest | None:
@@ -287,3 +289,10 @@ class _Job:
             self._uploader.submit(self.final)
         files.prune(self.final, self._keep)
         return manifest
+
+
+def _weights_file(weights: dict[str, torch.Tensor]) -> files.Fill:
+    """An export has the same names below `model.`; the tied head is stored once."""
+    named = {name.removeprefix("model."): value for name, value in weights.items()}
+    named.pop(TIED, None)
+    return files.safetensors_file(named)

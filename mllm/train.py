@@ -230,6 +230,8 @@ def _step(
     if result.applied:
         state.applied_steps += 1
         state.skipped_in_a_row = 0
+        if engine.average is not None:
+            engine.average.update(state.applied_steps)
     else:
         state.skipped_in_a_row += 1
     values = {

@@ -169,6 +169,17 @@ def main(world: Path, out: Path) -> None:
         data = replace(whole.data, mixture=whole.data.mixture[:2], exclude_steps=["4:6"])
         run("changed-1", with_stage(replace(whole, data=data), 1, "fp32"))
 
+    # A moving average of the weights, and the same run resumed in its middle.
+    for stage in (0, 2) if size == 1 else (1, 3):
+        name, resumed = f"average-{stage}-{size}", f"average-resumed-{stage}-{size}"
+        run(name, with_average(with_stage(base(name), stage)))
+        if dist.rank() == 0:
+            shutil.copytree(out / name, out / resumed)
+            for step in (4, 5, 6):
+                shutil.rmtree(out / resumed / "checkpoints" / f"step-{step:08d}")
+        dist.barrier()
+        run(resumed, with_average(with_stage(base(resumed), stage)))
+
     # Data that does harm in its steps 5 and 6, and the same run told beforehand to leave it out.
     for stage in (0, 1) if size == 1 else (3,):
         name, told = f"rolled-back-{stage}-{size}", f"told-{stage}-{size}"
@@ -198,6 +209,10 @@ def main(world: Path, out: Path) -> None:
     codes[f"stopped-{size}-again"] = train(stopped)
     if dist.rank() == 0:
         (out / f"r{size}.json").write_text(json.dumps(codes))
+
+
+def with_average(config: Config) -> Config:
+    return replace(config, train=replace(config.train, ema_decay=0.4, checkpoint_every=1))
 
 
 def with_limits(config: Config) -> Config:

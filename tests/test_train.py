@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from mllm.checkpoint import init_from, latest
 from mllm.config import load_config
 from mllm.dist import free_port
+from mllm.errors import UserError
 from mllm.export import export
 from mllm.hf.load import load_export
 from mllm.images import normalise, open_picture, to_pixels
@@ -21,6 +22,7 @@ from mllm.launch import main as train_command
 from mllm.model.config import ModelConfig
 from mllm.model.flops import step_flops
 from mllm.model.multimodal import MultimodalModel
+from mllm.stages import build_stage
 from mllm.stages.contrast import pair_flops
 from mllm.stream.command import main as show_stream
 from mllm.stream.stream import TokenStream
@@ -192,6 +194,47 @@ def test_another_mixture_goes_on_as_another_segment(
     for number, line in enumerate(lines(run_dir)):
         rows = changed[4 * number : 4 * number + 4]
         assert sum(row["scored_tokens"] for row in rows) == line["scored_tokens"]
+
+
+@pytest.mark.parametrize("run", ["0-1", "2-1", "1-2", "3-2"])
+def test_the_moving_average_is_that_of_the_weights_of_each_step(runs: Path, run: str) -> None:
+    folder = runs / f"average-{run}" / "checkpoints"
+    stage = build_stage(load_config(runs / f"average-{run}" / "config.yaml"))
+    own = stage.objective.model.state_dict()
+    expected: dict[str, torch.Tensor] = {}
+    for step in range(1, 7):
+        checkpoint = folder / f"step-{step:08d}"
+        weights = load_file(checkpoint / "model.safetensors")
+        average = load_file(checkpoint / "average.safetensors")
+        if not expected:
+            expected = {name: own[name].clone() for name in average}
+        decay = min(0.4, (1 + step) / (10 + step))
+        for name, value in average.items():
+            expected[name] = decay * expected[name] + (1 - decay) * weights[name]
+            assert (value - expected[name]).abs().max() < 1e-6, (step, name)
+            assert not torch.equal(value, weights[name])
+    trained = {n for n, p in stage.objective.model.named_parameters() if p.requires_grad}
+    assert average.keys() == trained
+    resumed = runs / f"average-resumed-{run}" / "checkpoints" / "step-00000006"
+    again = load_file(resumed / "average.safetensors")
+    assert all(torch.equal(again[name], average[name]) for name in average)
+    if run.startswith(("0", "2")):  # and it changes nothing of the training
+        assert losses(runs / f"average-{run}") == losses(runs / "whole-1")
+
+
+def test_the_average_is_exported_on_request(runs: Path, tmp_path: Path) -> None:
+    run_dir = runs / "average-0-1"
+    export(run_dir, tmp_path / "last")
+    export(run_dir, tmp_path / "average", is_average=True)
+    average = load_file(latest(run_dir) / "average.safetensors")
+    weights = load_file(latest(run_dir) / "model.safetensors")
+    for name, expected in (("last", weights), ("average", weights | average)):
+        stored = load_file(tmp_path / name / "model.safetensors")
+        stored = {key.removeprefix("model."): value for key, value in stored.items()}
+        assert all(torch.equal(stored[key], expected[key]) for key in expected)
+    with pytest.raises(UserError, match=r"--average: .* has no average .*train.ema_decay"):
+        export(runs / "whole-1", tmp_path / "none", is_average=True)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("run", ["0-1", "1-1", "3-2"])
