@@ -4,13 +4,14 @@ values are written beside the run. Dotted overrides: `train.num_steps=100`.
 
 import dataclasses
 import difflib
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from mllm.errors import UserError
 from mllm.model.config import ModelConfig
@@ -109,13 +110,24 @@ class TrainConfig:
     max_skipped_steps: PositiveInt = 10  # in a row, then the run stops
     max_bad_samples: PositiveInt = 1000  # masked in one process, then the run stops
     tensorboard: bool = False
+    # A rank that does not come on for so long ends the job: longer than the longest step,
+    # validation or checkpoint.
+    hang_timeout_seconds: PositiveFloat = 1800.0
+    # From the process's start, "3:55:00", "90m" or seconds: saves and stops (exit code 75) before.
+    time_limit: str | float | None = None
 
     def __post_init__(self) -> None:
+        if (limit := self.time_limit_seconds) is not None and limit <= 0:
+            raise ValueError(f"train.time_limit {self.time_limit!r} must be above 0")
         if self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"train.micro_batch_size {self.micro_batch_size} does not divide "
                 f"train.global_batch_size {self.global_batch_size}"
             )
+
+    @property
+    def time_limit_seconds(self) -> float | None:
+        return None if self.time_limit is None else parse_seconds(self.time_limit)
 
 
 @dataclass(frozen=True)
@@ -161,6 +173,8 @@ ALLOWED_ON_RESUME = {
     "train.max_skipped_steps",
     "train.max_bad_samples",
     "train.tensorboard",
+    "train.hang_timeout_seconds",
+    "train.time_limit",
     "train.attention_backend",
     "train.activation_checkpointing",
     "train.compile",
@@ -174,6 +188,23 @@ WARNED_ON_RESUME = {
     "data.unit": "the weights share out something else from here on",
     "seed": "dropout changes here, the order of each source from its next epoch on",
 }
+
+
+def parse_seconds(text: str | float) -> float:
+    """Seconds of "3:55:00" and "1-12:00:00" (as SLURM writes them), "90m", "3h30m", or a number.
+
+    YAML reads an unquoted 3:55:00 as the number of seconds by itself.
+    """
+    if isinstance(text, int | float):
+        return float(text)
+    if found := re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text):
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
+    if not found or not text:
+        raise ValueError(f"train.time_limit {text!r}: write 3:55:00, 90m or seconds")
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:

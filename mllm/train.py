@@ -16,9 +16,8 @@ sys.path[:] = [entry for entry in sys.path if str(Path(entry or ".").resolve()) 
 if str(Path(_HERE).parent) not in sys.path:
     sys.path.insert(0, str(Path(_HERE).parent))
 
-import signal
+import faulthandler
 import time
-from types import FrameType
 
 import torch
 
@@ -32,10 +31,12 @@ from mllm.lock import run_lock
 from mllm.metrics import MetricsLog, cut_after
 from mllm.model.init import count_parameters
 from mllm.optim import learning_rate
+from mllm.preflight import check_everywhere
 from mllm.run_folder import Ledger, TerminalLine, continue_folder, read_stream_state
 from mllm.stages import Stage, build_stage
-from mllm.stop import STOP_FILE
+from mllm.stop import StopFlag
 from mllm.stream.loader import Loader
+from mllm.watchdog import Watchdog, watch
 
 EXIT_STOPPED = 75
 
@@ -47,22 +48,25 @@ def main(argv: list[str]) -> int:
         return 0 if arguments else 2
     config = load_config(arguments[0], arguments[1:])
     dist.set_up_environment()
-    init_distributed()
+    init_distributed(config.train.hang_timeout_seconds)
+    faulthandler.enable()  # a rank that crashes shows its stack
     return train(config)
 
 
 def train(config: Config) -> int:
     """Trains one stage from its newest checkpoint, or from the start, to `train.num_steps`."""
-    with run_lock(Path(config.run_dir)):
-        return _train(config)
+    check_everywhere(config)
+    run_dir = Path(config.run_dir)
+    with run_lock(run_dir), watch(run_dir, config.train.hang_timeout_seconds) as watchdog:
+        return _train(config, watchdog)
 
 
-def _train(config: Config) -> int:
+def _train(config: Config, watchdog: Watchdog) -> int:
     # ------------------------------------------------------------------------------ build
     run_dir = Path(config.run_dir)
     config = continue_folder(run_dir, config, resolve_precision(config.train.precision))
     set_determinism(config.train.deterministic)
-    stop_flag = _StopFlag(run_dir)
+    stop_flag = StopFlag(run_dir, config.train.time_limit_seconds)
     ledger = Ledger(run_dir)
     stage = build_stage(config)
     init_note = ""
@@ -107,8 +111,10 @@ def _train(config: Config) -> int:
     # ------------------------------------------------------------------------------- loop
     engine.train()
     saved_at = state.step
+    watchdog.touch(state.step + 1, "data loading")
     try:
         for step, batches in loader:
+            watchdog.touch(step + 1, "step")
             started = time.monotonic()
             values = _step(config, stage, engine, state, step, batches)
             state.step = step + 1
@@ -141,6 +147,7 @@ def _train(config: Config) -> int:
                 )
             is_last = state.step == config.train.num_steps
             if stage.validate and (is_last or state.step % config.train.validate_every == 0):
+                watchdog.touch(state.step, "validation")
                 engine.train(False)
                 with torch.no_grad():
                     scores = stage.validate(engine)
@@ -149,6 +156,7 @@ def _train(config: Config) -> int:
                 line.note(state.step, scores)
             must_stop = stop_flag.agreed()
             if is_last or must_stop or state.step % config.train.checkpoint_every == 0:
+                watchdog.touch(state.step, "checkpoint")
                 if checkpoint.save(
                     run_dir,
                     engine,
@@ -160,13 +168,11 @@ def _train(config: Config) -> int:
                     saved_at = state.step
                 elif is_last or must_stop:
                     raise UserError(f"the last checkpoint of {run_dir} could not be written")
+                stop_flag.saved()
             if must_stop and not is_last:
                 dist.say(f"saved step {state.step} and stopped; the same command goes on")
                 return EXIT_STOPPED
-    except UserError as error:
-        if dist.rank() != 0:  # rank 0 tells its own; a failing disk may be this rank's alone
-            print(f"mllm: error: rank {dist.rank()}: {error}", file=sys.stderr, flush=True)
-        raise
+            watchdog.touch(state.step + 1, "data loading")
     finally:
         loader.close()
         log.close()
@@ -230,31 +236,15 @@ def _sizes(stage: Stage, engine: Engine, config: Config) -> str:
     )
 
 
-class _StopFlag:
-    """SIGTERM, SIGUSR1, Ctrl-C or `mllm stop` on any rank; all hear of it at one step."""
-
-    def __init__(self, run_dir: Path):
-        self._stop_file = run_dir / STOP_FILE
-        self._is_set = False
-        if dist.rank() == 0:
-            self._stop_file.unlink(missing_ok=True)  # an old request is no request
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self._is_set:
-            raise SystemExit(128 + number)  # the second one means now
-        self._is_set = True
-
-    def agreed(self) -> bool:
-        is_set = self._is_set or (dist.rank() == 0 and self._stop_file.exists())
-        return dist.all_reduce_sum([float(is_set)])[0] > 0
+def run_rank(argv: list[str]) -> int:
+    """`main`, with what the user can mend told once a node."""
+    try:
+        return main(argv)
+    except UserError as error:
+        if dist.is_first_of_node():
+            print(f"mllm: error: {error}", file=sys.stderr, flush=True)
+        return 2
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        if dist.rank() == 0:
-            print(f"mllm: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_rank(sys.argv[1:]))
