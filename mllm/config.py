@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from mllm.errors import UserError
 from mllm.model.config import ModelConfig, TextConfig
@@ -163,8 +170,15 @@ class TrainConfig:
     dry_pass: bool = True  # the largest micro-batch once before the first step: does it fit?
     sinks: list[SinkName] = field(default_factory=list)  # tensorboard, wandb, trackio
     sink_project: str = "mllm"  # what wandb and trackio file the run under
+    # A rank that does not come on for so long ends the job: longer than the longest step,
+    # validation or checkpoint.
+    hang_timeout_seconds: PositiveFloat = 1800.0
+    # From the process's start, "3:55:00", "90m" or seconds: saves and stops (exit code 75) before.
+    time_limit: str | float | None = None
 
     def __post_init__(self) -> None:
+        if (limit := self.time_limit_seconds) is not None and limit <= 0:
+            raise ValueError(f"train.time_limit {self.time_limit!r} must be above 0")
         if self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"train.micro_batch_size {self.micro_batch_size} does not divide "
@@ -186,6 +200,10 @@ class TrainConfig:
                 f"train.checkpoint_store {store.rpartition('@')[2]}: use a plain s3://, gs:// or "
                 "file:// URL of a folder; credentials belong into the environment"
             )
+
+    @property
+    def time_limit_seconds(self) -> float | None:
+        return None if self.time_limit is None else parse_seconds(self.time_limit)
 
 
 @dataclass(frozen=True)
@@ -245,6 +263,8 @@ ALLOWED_ON_RESUME = {
     "train.dry_pass",
     "train.sinks",
     "train.sink_project",
+    "train.hang_timeout_seconds",
+    "train.time_limit",
     "train.attention_backend",
     "train.activation_checkpointing",
     "train.compile",
@@ -258,6 +278,23 @@ WARNED_ON_RESUME = {
     "data.unit": "the weights share out something else from here on",
     "seed": "dropout changes here, the order of each source from its next epoch on",
 }
+
+
+def parse_seconds(text: str | float) -> float:
+    """Seconds of "3:55:00" and "1-12:00:00" (as SLURM writes them), "90m", "3h30m", or a number.
+
+    YAML reads an unquoted 3:55:00 as the number of seconds by itself.
+    """
+    if isinstance(text, int | float):
+        return float(text)
+    if found := re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text):
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
+    if not found or not text:
+        raise ValueError(f"train.time_limit {text!r}: write 3:55:00, 90m or seconds")
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:

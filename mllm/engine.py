@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from mllm.optim import build_optimizer
 from mllm.reshape import MOMENTS, SavedState
 from mllm.snapshot import HostCopies
 
+WATCHDOG_MARGIN_SECONDS = 30.0
 STALE_BUILD_SECONDS = 600  # building an operator takes one or two minutes
 ZERO_CONFIG_DIR = Path(__file__).resolve().parent.parent / "deepspeed_configs"
 
@@ -89,9 +91,15 @@ def zero_settings(config: Config) -> dict[str, Any]:
     path = Path(config.zero.config or ZERO_CONFIG_DIR / f"zero{config.zero.stage}.json")
     try:
         settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"zero.config {path}: {error}") from None
-    stage = settings.get("zero_optimization", {}).get("stage")
+        stage = settings.get("zero_optimization", {}).get("stage")
+    except OSError as error:
+        raise UserError(f"zero.config {path}: {error.strerror}; name another file") from None
+    except ValueError as error:
+        raise UserError(f"zero.config {path}: not JSON ({error})") from None
+    except AttributeError:
+        raise UserError(
+            f"zero.config {path}: not a DeepSpeed config; see {ZERO_CONFIG_DIR}"
+        ) from None
     if stage != config.zero.stage:
         raise UserError(f"zero.stage is {config.zero.stage} but {path} has stage {stage}")
     return settings
@@ -473,8 +481,16 @@ def _remove_stale_build_locks() -> None:
                 dist.say(f"mllm: {lock} was left by a build that was killed; removed")
 
 
-def init_distributed() -> None:
-    """Joins the process group that the environment describes."""
+def init_distributed(timeout_seconds: float = 1800.0) -> None:
+    """Joins the process group that the environment describes.
+
+    Args:
+        timeout_seconds: of the watchdog; a collective is given a little longer, so that the
+            watchdog, which knows more, speaks first. Also how long ranks wait for each other here.
+
+    Raises:
+        UserError: not all ranks came.
+    """
     import deepspeed
 
     if torch.cuda.is_available():
@@ -482,6 +498,16 @@ def init_distributed() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     if dist.local_rank() == 0:
         _remove_stale_build_locks()
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+            timeout=timedelta(seconds=timeout_seconds + WATCHDOG_MARGIN_SECONDS),
+            verbose=False,
+        )
+    except torch.distributed.DistError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"the {dist.world_size()} ranks did not meet at {where} (MASTER_ADDR:MASTER_PORT): "
+            f"{str(error).split('. ')[0]}; start all nodes with the same address and port, and "
+            "let the network between them pass"
+        ) from None

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -48,6 +49,44 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     finally:
         if lock is not None:
             lock.release()
+
+
+def holder_of(run_dir: Path) -> str | None:
+    """The living job that has the folder, as `process 12 on node3`; None: there is none.
+
+    Only looks. A job of another host that was killed is taken for living for a while, where the
+    file system does not carry locks.
+    """
+    path = run_dir / LOCK_FILE
+    try:
+        text, changed = path.read_text(), path.stat().st_mtime
+    except OSError:
+        return None
+    holder = _parse(text)
+    if holder is None:
+        return None
+    name = f"process {holder['pid']} on {holder['host']}"
+    if _is_locked(path):
+        return name
+    is_elsewhere = holder["host"] != socket.gethostname()
+    return name if is_elsewhere and time.time() - changed < WATCH_SECONDS else None
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether another process has a POSIX lock on it. Taking it to see would refuse a start."""
+    flock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    with open(path, "rb") as file:
+        found = fcntl.fcntl(file, fcntl.F_GETLK, flock)
+    return struct.unpack("hhqqi", found)[0] != fcntl.F_UNLCK
+
+
+def _parse(text: str | bytes) -> dict | None:
+    """What a lock file says; None: nothing, as after a job's end, or half a line."""
+    try:
+        holder = json.loads(text)
+        return {"host": str(holder["host"]), "pid": int(holder["pid"])}
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 class _Lock:
@@ -89,12 +128,7 @@ class _Lock:
             raise
 
     def _holder(self) -> dict | None:
-        """What the file says; None: nothing, as after a job's end, or half a line."""
-        try:
-            holder = json.loads(os.pread(self._handle, 4096, 0))
-            return {"host": str(holder["host"]), "pid": int(holder["pid"])}
-        except (ValueError, KeyError, TypeError):
-            return None
+        return _parse(os.pread(self._handle, 4096, 0))
 
     def _watch(self, holder: dict) -> None:
         """Returns once nothing has touched the file for long enough."""

@@ -64,6 +64,7 @@ class Saver:
         self._news: list[str] = []
         self._has_told_of_waiting = False
         self.saved_step = 0  # of the newest checkpoint that is known to be whole
+        self.longest_seconds: float | None = None  # of those that are written
         self._blocked_seconds = 0.0
         if dist.rank() == 0:
             files.remove_leftovers(self._folder)
@@ -141,6 +142,7 @@ class Saver:
         is_whole = dist.broadcast_object(job.is_whole)
         if is_whole:
             self.saved_step = job.step
+            self.longest_seconds = max(self.longest_seconds or 0.0, job.seconds)
         elif dist.rank() == 0:
             shutil.rmtree(job.aside, ignore_errors=True)  # now that nobody writes there
         self._news += job.news()
@@ -205,7 +207,7 @@ class _Job:
         self.final = folder / f"step-{step:08d}"
         self.aside = folder / f".tmp-{self.final.name}"
         self.extra: dict[str, files.Fill] = {}
-        self.blocked_seconds = 0.0
+        self.blocked_seconds = self.seconds = 0.0
         self.has_failed = False
         self.is_whole = False  # known to rank 0
         self.part_is_over = threading.Event()
@@ -265,6 +267,7 @@ class _Job:
             self.fail(error)
         finally:
             self.captured = Captured({}, {}, {})
+            self.seconds = time.monotonic() - began
             self.part_is_over.set()
 
     def _write_part(self) -> None:

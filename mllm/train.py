@@ -17,10 +17,9 @@ sys.path[:] = [entry for entry in sys.path if str(Path(entry or ".").resolve()) 
 if str(Path(_HERE).parent) not in sys.path:
     sys.path.insert(0, str(Path(_HERE).parent))
 
+import faulthandler
 import os
-import signal
 import time
-from types import FrameType
 
 import torch
 
@@ -37,15 +36,17 @@ from mllm.lock import run_lock
 from mllm.metrics import MetricsLog, cut_after
 from mllm.model.init import count_parameters
 from mllm.optim import learning_rate
+from mllm.preflight import check_everywhere
 from mllm.rollback import BadStretch, roll_back
 from mllm.run_folder import Ledger, TerminalLine, continue_folder, read_stream_state
 from mllm.saving import Saver, check_room, checkpoint_size
 from mllm.sinks import open_sinks
 from mllm.spikes import LossWatch, usual_losses
 from mllm.stages import Stage, build_stage
-from mllm.stop import STOP_FILE
+from mllm.stop import StopFlag
 from mllm.stream.loader import Loader
 from mllm.throughput import StepMeter
+from mllm.watchdog import Watchdog, watch
 
 EXIT_STOPPED = 75
 
@@ -59,24 +60,27 @@ def main(argv: list[str]) -> int:
         return launch.main(arguments) if dist.rank() == 0 else 0
     config = load_config(arguments[0], arguments[1:])
     dist.set_up_environment()
-    init_distributed()
+    init_distributed(config.train.hang_timeout_seconds)
+    faulthandler.enable()  # a rank that crashes shows its stack
     return train(config)
 
 
 def train(config: Config) -> int:
     """Trains one stage from its newest checkpoint, or from the start, to `train.num_steps`."""
-    with run_lock(Path(config.run_dir)):
-        return _train(config)
+    check_everywhere(config)
+    run_dir = Path(config.run_dir)
+    with run_lock(run_dir), watch(run_dir, config.train.hang_timeout_seconds) as watchdog:
+        return _train(config, watchdog)
 
 
-def _train(config: Config) -> int:
+def _train(config: Config, watchdog: Watchdog) -> int:
     # ------------------------------------------------------------------------------ build
     run_dir = Path(config.run_dir)
     if config.train.checkpoint_store:
         fetch_newer(config.train.checkpoint_store, run_dir)
     config = continue_folder(run_dir, config, resolve_precision(config.train.precision))
     set_determinism(config.train.deterministic)
-    stop_flag = _StopFlag(run_dir)
+    stop_flag = StopFlag(run_dir, config.train.time_limit_seconds)
     ledger = Ledger(run_dir)
     stage = build_stage(config)
     checkpoint_bytes = checkpoint_size(stage.objective, config)
@@ -109,7 +113,7 @@ def _train(config: Config) -> int:
         cut_after(run_dir / "ledger.jsonl", state.step)
     log = _open_log(run_dir, config, state.step)
     line = TerminalLine(config.train.num_steps, state.step)
-    watch = _watch(run_dir, config)
+    losses = _loss_watch(run_dir, config)
     meter = StepMeter(engine)
     loader = _loader(config, stage, state.step)
 
@@ -130,12 +134,14 @@ def _train(config: Config) -> int:
     try:
         if config.train.dry_pass and state.step < config.train.num_steps:
             dry_pass(config, stage, engine)
+        watchdog.touch(state.step + 1, "data loading")
         while state.step < config.train.num_steps:
             step, batches = next(loader)
+            watchdog.touch(step + 1, "step")
             meter.start(loader.data_wait_seconds, saver.take_blocked_seconds())
             values = _step(config, stage, engine, state, step, batches, meter)
             state.step = step + 1
-            if problem := watch.look(values["loss"], applied=values["applied"]):
+            if problem := losses.look(values["loss"], applied=values["applied"]):
                 values["problem"] = problem
             log.write(values)
             line.show(values)
@@ -150,8 +156,8 @@ def _train(config: Config) -> int:
             if problem:
                 samples = [key for b in batches for row in b.rows for key in row.samples]
                 ledger.write({"step": state.step, "reason": problem, "samples": samples})
-            if reason := watch.too_many():
-                bad_steps = BadStretch(state.step - watch.bad_in_a_row + 1, state.step, reason)
+            if reason := losses.too_many():
+                bad_steps = BadStretch(state.step - losses.bad_in_a_row + 1, state.step, reason)
                 loader.close()
                 saver.finish()
                 state, done = roll_back(config, engine, stage.stream, bad_steps)
@@ -160,11 +166,12 @@ def _train(config: Config) -> int:
                 if dist.rank() == 0:
                     write_json(run_dir / "stream.json", stage.stream.state.to_json())
                     ledger.write({"step": state.step, "reason": done})
-                watch = _watch(run_dir, config)
+                losses = _loss_watch(run_dir, config)
                 loader = _loader(config, stage, state.step)
                 continue
             is_last = state.step == config.train.num_steps
             if stage.validate and (is_last or state.step % config.train.validate_every == 0):
+                watchdog.touch(state.step, "validation")
                 engine.train(False)
                 with torch.no_grad():
                     scores = stage.validate(engine)
@@ -175,9 +182,11 @@ def _train(config: Config) -> int:
             if has_failed:
                 saver.give_up()
             # Not in the middle of a bad stretch: the checkpoint before it is the one to go back to.
-            is_due = state.step % config.train.checkpoint_every == 0 and not watch.bad_in_a_row
+            is_due = state.step % config.train.checkpoint_every == 0 and not losses.bad_in_a_row
             if is_last or must_stop or is_due:
+                watchdog.touch(state.step, "checkpoint")
                 saver.save(engine, state, is_last=is_last or must_stop)
+                stop_flag.saved(saver.longest_seconds)
             if is_last or must_stop:
                 if not saver.finish():
                     raise UserError(f"the last checkpoint of {run_dir} could not be written")
@@ -187,9 +196,8 @@ def _train(config: Config) -> int:
             if must_stop and not is_last:
                 dist.say(f"saved step {state.step} and stopped; the same command goes on")
                 return EXIT_STOPPED
-    except UserError as error:
-        if dist.rank() != 0:  # rank 0 tells its own; a failing disk may be this rank's alone
-            print(f"mllm: error: rank {dist.rank()}: {error}", file=sys.stderr, flush=True)
+            watchdog.touch(state.step + 1, "data loading")
+    except UserError:
         saver.close()
         raise
     finally:
@@ -260,7 +268,7 @@ def _loader(config: Config, stage: Stage, start_step: int) -> Loader:
     )
 
 
-def _watch(run_dir: Path, config: Config) -> LossWatch:
+def _loss_watch(run_dir: Path, config: Config) -> LossWatch:
     """Knows the losses so far, as rank 0 reads them."""
     losses = None
     if dist.rank() == 0:
@@ -287,37 +295,21 @@ def _sizes(stage: Stage, engine: Engine, config: Config) -> str:
     )
 
 
-class _StopFlag:
-    """SIGTERM, SIGUSR1, Ctrl-C or `mllm stop` on any rank; all hear of it at one step."""
-
-    def __init__(self, run_dir: Path):
-        self._stop_file = run_dir / STOP_FILE
-        self._is_set = False
-        if dist.rank() == 0:
-            self._stop_file.unlink(missing_ok=True)  # an old request is no request
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self._is_set:
-            raise SystemExit(128 + number)  # the second one means now
-        self._is_set = True
-
-    def agreed(self, has_failed: bool) -> tuple[bool, bool]:
-        """Whether any rank is to stop, and whether `has_failed` on any."""
-        is_set = self._is_set or (dist.rank() == 0 and self._stop_file.exists())
-        stops, failures = dist.all_reduce_sum([float(is_set), float(has_failed)])
-        return stops > 0, failures > 0
+def run_rank(argv: list[str]) -> int:
+    """`main`, with what the user can mend told once a node."""
+    try:
+        return main(argv)
+    except UserError as error:
+        if dist.is_first_of_node():
+            print(f"mllm: error: {error}", file=sys.stderr, flush=True)
+        return 2
 
 
 if __name__ == "__main__":
     try:
-        code = main(sys.argv[1:])
-    except SystemExit as second_signal:
+        code = run_rank(sys.argv[1:])
+    except SystemExit as end:  # a second signal, or a rank that failed
         sys.stdout.flush()
-        os._exit(int(second_signal.code or 0))  # a thread that writes a checkpoint may be anywhere
-    except UserError as error:
-        if dist.rank() == 0:
-            print(f"mllm: error: {error}", file=sys.stderr)
-        code = 2
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))  # a thread that writes a checkpoint may be anywhere
     sys.exit(code)
