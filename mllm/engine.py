@@ -157,7 +157,7 @@ class Captured(NamedTuple):
 
     files: dict[str, Any]  # name in the checkpoint's folder to what `torch.save` gets
     weights: dict[str, torch.Tensor]  # float32, of the whole module; on rank 0
-    averages: dict[str, torch.Tensor]  # the same of train.ema_decay: trainable ones alone, or empty
+    averages: dict[str, torch.Tensor] | None = None  # of train.ema_decay: trainable ones alone
 
 
 class Engine:
@@ -329,7 +329,7 @@ class Engine:
         finally:
             for owner, name, _ in replaced:
                 delattr(owner, name)  # the class's own is there again
-        weights, averages = self.full_state_dict(copies), {}
+        weights, averages = self.full_state_dict(copies), None
         if self.average is not None:
             with self.average.in_place():
                 averages = self._trained_weights(copies)

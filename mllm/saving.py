@@ -213,7 +213,7 @@ class _Job:
         self.part_is_over = threading.Event()
         self.is_given_up = threading.Event()
         self._keep, self._uploader = keep, uploader
-        self.captured = Captured({}, {}, {})
+        self.captured = Captured({}, {})
         self._news: list[str] = []
         # A daemon: a second signal ends the process at once and leaves the temporary folder.
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
@@ -266,7 +266,7 @@ class _Job:
         except Exception as error:  # whatever it is, training goes on
             self.fail(error)
         finally:
-            self.captured = Captured({}, {}, {})
+            self.captured = Captured({}, {})
             self.seconds = time.monotonic() - began
             self.part_is_over.set()
 
