@@ -15,7 +15,7 @@ echo "$@" > "$OUT/srun"
 trap 'echo USR1 >> "$OUT/signals"; sleep 0.5; exit 75' USR1
 [ "$CODE" = wait ] || exit "$CODE"
 touch "$OUT/ready"
-while :; do sleep 0.05; done
+for _ in {1..400}; do sleep 0.05; done
 """
 
 

@@ -125,10 +125,10 @@ def test_a_process_that_hangs_shows_where_and_ends(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------- real training
 
 
-def config_file(world: World, run_dir: Path, num_steps: int = 10_000) -> Path:
+def config_file(world: World, run_dir: Path) -> Path:
     config = pretrain_config(world.root, run_dir)
     values = json.loads(json.dumps(config.to_dict()))
-    values["train"] |= {"num_steps": num_steps, "hang_timeout_seconds": 6}
+    values["train"] |= {"num_steps": 10_000, "hang_timeout_seconds": 6}
     path = run_dir.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(values))
     return path
@@ -200,9 +200,11 @@ def test_deepspeeds_launcher_and_torchrun_too(world: World, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_with_sruns_variables_train_together(world: World, tmp_path: Path) -> None:
+def test_two_processes_with_sruns_variables_train_together_to_their_time_limit(
+    world: World, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
-    path = config_file(world, run_dir, num_steps=3)
+    path = config_file(world, run_dir)
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     step = {
         "SLURM_JOB_ID": str(free_port()),  # which the port follows from
@@ -215,7 +217,7 @@ def test_two_processes_with_sruns_variables_train_together(world: World, tmp_pat
     train = Path(__file__).parent.parent / "mllm" / "train.py"
     tasks = [
         subprocess.Popen(
-            [sys.executable, str(train), str(path)],
+            [sys.executable, str(train), str(path), "train.time_limit=0:30"],
             env=clean | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -224,7 +226,9 @@ def test_two_processes_with_sruns_variables_train_together(world: World, tmp_pat
         for rank in range(2)
     ]
     outputs = [task.communicate(timeout=240)[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], outputs
-    assert "on 2 ranks" in outputs[0] and "done: step 3" in outputs[0]
-    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 3
+    assert [task.returncode for task in tasks] == [75, 75], outputs
+    assert "on 2 ranks" in outputs[0] and "mllm: saves and stops before" in outputs[0]
+    num_steps = len((run_dir / "metrics.jsonl").read_text().splitlines())
+    assert num_steps >= 1 and f"saved step {num_steps} and stopped" in outputs[0]
+    assert (run_dir / "checkpoints" / f"step-{num_steps:08d}" / "manifest.json").is_file()
     assert not (run_dir / "ranks").exists()
