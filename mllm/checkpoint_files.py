@@ -133,7 +133,7 @@ def move_latest(final: Path) -> None:
 def prune(newest: Path, keep: int) -> None:
     """Removes the oldest checkpoints up to the one just written, which stays."""
     earlier = [path for path in checkpoints(newest.parent) if path.name < newest.name]
-    for old in earlier[: len(earlier) - max(1, keep) + 1]:
+    for old in earlier[: max(0, len(earlier) + 1 - max(1, keep))]:
         shutil.rmtree(old, ignore_errors=True)
 
 

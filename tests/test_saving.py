@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from mllm import checkpoint_files, dist
 from mllm.checkpoint import TrainState, newest_valid
-from mllm.checkpoint_files import bytes_file, json_file, problem_of, safetensors_file
+from mllm.checkpoint_files import (
+    bytes_file,
+    checkpoints,
+    json_file,
+    problem_of,
+    prune,
+    safetensors_file,
+)
 from mllm.engine import Captured
 from mllm.errors import UserError
 from mllm.files import sha256_file, write_hashed
@@ -307,3 +317,14 @@ def test_room_on_disk_is_looked_at_before_training(
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match=r"take 16.00 GB more, 4.00 GB each; free space, or"):
         check_room(tmp_path, 4 * 10**9, keep=4)
+
+
+@given(num=st.integers(1, 12), keep=st.integers(1, 12))
+def test_the_newest_are_kept_and_no_more_go_than_must(num: int, keep: int) -> None:
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        for step in range(1, num + 1):
+            (folder / f"step-{step:08d}").mkdir()
+            prune(folder / f"step-{step:08d}", keep)
+        left = [int(path.name[5:]) for path in checkpoints(folder)]
+    assert left == list(range(1, num + 1))[-keep:]
