@@ -63,6 +63,7 @@ class Saver:
         self._job: _Job | None = None
         self._news: list[str] = []
         self._has_told_of_waiting = False
+        self._is_whole = True  # the last that was begun
         self.saved_step = 0  # of the newest checkpoint that is known to be whole
         self.longest_seconds: float | None = None  # of those that are written
         self._blocked_seconds = 0.0
@@ -106,11 +107,12 @@ class Saver:
             except OSError as error:
                 job.fail(error)
             job.extra = {files.STATE: files.json_file(asdict(state)), **self._extra}
+        if self._copies is not None and not is_last:
+            job.blocked_seconds = time.monotonic() - began
         job.start()
         if self._copies is None:
             self.finish()
-        job.blocked_seconds = time.monotonic() - began
-        self._blocked_seconds += job.blocked_seconds
+        self._blocked_seconds += time.monotonic() - began
 
     def take_blocked_seconds(self) -> float:
         """How long saving held the loop up since this was last asked."""
@@ -131,23 +133,23 @@ class Saver:
         """Waits until the checkpoint under way is written. All ranks call it.
 
         Returns:
-            Whether it is whole; True where there was none.
+            Whether the last that was begun is whole.
         """
         if (job := self._job) is None:
-            return True
+            return self._is_whole
         job.part_is_over.wait()
         if dist.all_reduce_sum([float(job.has_failed)])[0]:
             self.give_up()
         job.join()
-        is_whole = dist.broadcast_object(job.is_whole)
-        if is_whole:
+        self._is_whole = dist.broadcast_object(job.is_whole)
+        if self._is_whole:
             self.saved_step = job.step
             self.longest_seconds = max(self.longest_seconds or 0.0, job.seconds)
         elif dist.rank() == 0:
             shutil.rmtree(job.aside, ignore_errors=True)  # now that nobody writes there
         self._news += job.news()
         self._job = None
-        return is_whole
+        return self._is_whole
 
     def finish_uploads(self) -> None:
         """Waits until the store has what it will get."""
@@ -207,7 +209,8 @@ class _Job:
         self.final = folder / f"step-{step:08d}"
         self.aside = folder / f".tmp-{self.final.name}"
         self.extra: dict[str, files.Fill] = {}
-        self.blocked_seconds = self.seconds = 0.0
+        self.blocked_seconds: float | None = None  # None: training waited all the time
+        self.seconds = 0.0  # that it took in all
         self.has_failed = False
         self.is_whole = False  # known to rank 0
         self.part_is_over = threading.Event()
@@ -258,10 +261,11 @@ class _Job:
                 self.part_is_over.set()
                 if dist.rank() == 0 and (manifest := self._complete()):
                     num_bytes = sum(entry["bytes"] for entry in manifest.values())
+                    waited = self.blocked_seconds
                     self._news.append(
                         f"checkpoint of step {self.step}: {size_text(num_bytes)} written in "
-                        f"{time.monotonic() - began:.2f} s; training waited "
-                        f"{self.blocked_seconds:.3f} s"
+                        f"{time.monotonic() - began:.2f} s"
+                        + ("" if waited is None else f"; training waited {waited:.3f} s")
                     )
         except Exception as error:  # whatever it is, training goes on
             self.fail(error)

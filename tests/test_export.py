@@ -43,7 +43,8 @@ def run_dir(tiny, tmp_path):
     save_file(state, checkpoint / "model.safetensors")
     write_json(checkpoint / "model_config.json", tiny.config.to_dict())
     shutil.copyfile(tiny.root / "tokenizer.model", checkpoint / "tokenizer.model")
-    files = ("model.safetensors", "model_config.json", "tokenizer.model")
+    files = ("model.safetensors", "model_config.json", "tokenizer.model", "state.json")
+    write_json(checkpoint / "state.json", {"step": 42})
     manifest = {
         name: {
             "bytes": (checkpoint / name).stat().st_size,

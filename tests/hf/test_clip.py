@@ -54,6 +54,7 @@ def write_run(run_dir: Path, model: ContrastiveModel, config: Config) -> Path:
     save_file(model.state_dict(), checkpoint / "model.safetensors")
     write_json(checkpoint / "model_config.json", {"vision": config.to_dict()["model"]["vision"]})
     shutil.copyfile(Path(config.tokenizer) / "tokenizer.model", checkpoint / "tokenizer.model")
+    write_json(checkpoint / "state.json", {"step": 1})
     manifest = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in checkpoint.iterdir()
