@@ -29,8 +29,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# A worker a core, each file of tests on one of them: what a file's tests share is made once.
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/pytest -m "slow and not gpu"

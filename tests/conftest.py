@@ -1,6 +1,7 @@
 """The tiny world: four small corpora of coloured squares and a tokenizer, made in seconds."""
 
 import io
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,16 @@ the quick brown fox jumps over a lazy dog while seven small birds sing in the ol
 near our house and every morning children walk along the river to school with bread and milk
 """
 WORDS = SENTENCES.split()
+
+
+def pytest_configure() -> None:
+    """Gives each of pytest-xdist's workers a core: two torch processes that share cores spin for
+    each other's threads and take many times as long. Ranks and commands that a test starts inherit
+    it.
+    """
+    if name := os.environ.get("PYTEST_XDIST_WORKER"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(name.removeprefix("gw")) % len(cores)]})
 
 
 @dataclass(frozen=True)
