@@ -8,7 +8,6 @@ process runs the forward pass, with the step's dropout; nothing in the run's fol
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,14 @@ from mllm import dist
 from mllm.checkpoint import init_from
 from mllm.checkpoint_files import checkpoints, problem_of
 from mllm.command import stdout_is_json
-from mllm.config import Config, SourceConfig
+from mllm.config import Config
 from mllm.engine import resolve_precision
 from mllm.errors import UserError
-from mllm.run_folder import read_stream_state
+from mllm.run_folder import read_stream_state, with_all_sources
 from mllm.stages import Stage, build_stage
 from mllm.step_memory import DTYPES
 from mllm.stream.batch import Batch
 from mllm.stream.pairs import PairBatch
-from mllm.stream.state import StreamState
 
 
 def main(config: Config, step: int, as_json: bool) -> int:
@@ -61,7 +59,7 @@ def replay(config: Config, step: int) -> tuple[str, list[dict[str, Any]]]:
     """
     run_dir = Path(config.run_dir)
     state = read_stream_state(run_dir)
-    stage = build_stage(_with_all_sources(config, state))
+    stage = build_stage(with_all_sources(config, state))
     stage.stream.recall(state)
     weights = _load(run_dir, step - 1, stage.objective.model, config)
     precision = resolve_precision(config.train.precision)
@@ -98,23 +96,6 @@ def _load(run_dir: Path, wanted: int, model: nn.Module, config: Config) -> str:
         init_from(model, config.init_from)
     text = "with the weights that the run began with"
     return text if wanted == 0 else f"{text}, NOT of step {wanted}, which was not kept"
-
-
-def _with_all_sources(config: Config, state: StreamState) -> Config:
-    """The config with every source that the run has ever had, in the order of its records."""
-    known = {source.name: source for source in config.data.mixture}
-    sources = {source.name: source for segment in state.segments for source in segment.sources}
-    mixture = [
-        SourceConfig(
-            name,
-            source.path,
-            float(source.weight),
-            keep_colours=known[name].keep_colours if name in known else False,
-            join_documents=float(source.join_documents or 0),
-        )
-        for name, source in sources.items()
-    ]
-    return replace(config, data=replace(config.data, mixture=mixture))
 
 
 def _by_sample(

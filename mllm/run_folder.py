@@ -16,6 +16,7 @@ from mllm.config import (
     WARNED_ON_RESUME,
     Config,
     Precision,
+    SourceConfig,
     changed_keys,
     parse_config,
 )
@@ -75,6 +76,23 @@ def read_stream_state(run_dir: Path) -> StreamState:
             "seen: bring it back, or choose another run_dir"
         ) from None
     return StreamState.from_json(value, str(path))
+
+
+def with_all_sources(config: Config, state: StreamState) -> Config:
+    """The config with every source that the run has ever had, in the order of its records."""
+    known = {source.name: source for source in config.data.mixture}
+    sources = {source.name: source for segment in state.segments for source in segment.sources}
+    mixture = [
+        SourceConfig(
+            name,
+            source.path,
+            float(source.weight),
+            keep_colours=known[name].keep_colours if name in known else False,
+            join_documents=float(source.join_documents or 0),
+        )
+        for name, source in sources.items()
+    ]
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, mixture=mixture))
 
 
 def _plain(value: Any) -> Any:

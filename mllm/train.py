@@ -113,7 +113,7 @@ def _train(config: Config, watchdog: Watchdog) -> int:
         cut_after(run_dir / "ledger.jsonl", state.step)
     log = _open_log(run_dir, config, state.step)
     line = TerminalLine(config.train.num_steps, state.step)
-    losses = _loss_watch(run_dir, config)
+    loss_watch = _loss_watch(run_dir, config)
     meter = StepMeter(engine)
     loader = _loader(config, stage, state.step)
 
@@ -141,7 +141,7 @@ def _train(config: Config, watchdog: Watchdog) -> int:
             meter.start(loader.data_wait_seconds, saver.take_blocked_seconds())
             values = _step(config, stage, engine, state, step, batches, meter)
             state.step = step + 1
-            if problem := losses.look(values["loss"], applied=values["applied"]):
+            if problem := loss_watch.look(values["loss"], applied=values["applied"]):
                 values["problem"] = problem
             log.write(values)
             line.show(values)
@@ -156,8 +156,8 @@ def _train(config: Config, watchdog: Watchdog) -> int:
             if problem:
                 samples = [key for b in batches for row in b.rows for key in row.samples]
                 ledger.write({"step": state.step, "reason": problem, "samples": samples})
-            if reason := losses.too_many():
-                bad_steps = BadStretch(state.step - losses.bad_in_a_row + 1, state.step, reason)
+            if reason := loss_watch.too_many():
+                bad_steps = BadStretch(state.step - loss_watch.bad_in_a_row + 1, state.step, reason)
                 loader.close()
                 saver.finish()
                 state, done = roll_back(config, engine, stage.stream, bad_steps)
@@ -166,7 +166,7 @@ def _train(config: Config, watchdog: Watchdog) -> int:
                 if dist.rank() == 0:
                     write_json(run_dir / "stream.json", stage.stream.state.to_json())
                     ledger.write({"step": state.step, "reason": done})
-                losses = _loss_watch(run_dir, config)
+                loss_watch = _loss_watch(run_dir, config)
                 loader = _loader(config, stage, state.step)
                 continue
             is_last = state.step == config.train.num_steps
@@ -182,7 +182,7 @@ def _train(config: Config, watchdog: Watchdog) -> int:
             if has_failed:
                 saver.give_up()
             # Not in the middle of a bad stretch: the checkpoint before it is the one to go back to.
-            is_due = state.step % config.train.checkpoint_every == 0 and not losses.bad_in_a_row
+            is_due = state.step % config.train.checkpoint_every == 0 and not loss_watch.bad_in_a_row
             if is_last or must_stop or is_due:
                 watchdog.touch(state.step, "checkpoint")
                 saver.save(engine, state, is_last=is_last or must_stop)

@@ -25,6 +25,7 @@ from mllm.model.multimodal import MultimodalModel
 from mllm.stages import build_stage
 from mllm.stages.contrast import pair_flops
 from mllm.stream.command import main as show_stream
+from mllm.stream.pairs import PairStream
 from mllm.stream.stream import TokenStream
 from tests.conftest import World, square
 
@@ -281,6 +282,23 @@ def test_a_second_bad_stretch_stops_the_run(runs: Path) -> None:
     for entry, step in zip(bad, (4, 5, 6, 7), strict=True):
         shown = stream.row_infos(step, world_size=1, micro_batch_size=1)
         assert sorted(entry["samples"]) == sorted(key for row in shown for key in row.samples)
+
+
+def test_the_pairs_of_the_vision_stage_are_shown_as_they_were_trained(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for world_size in (1, 2):
+        arguments = ["show", str(runs / f"vision-{world_size}"), "--steps", "2:4"]
+        assert show_stream([*arguments, "--world-size", str(world_size)]) == 0
+        shown.append([json.loads(row) for row in capsys.readouterr().out.splitlines()])
+    assert [row["samples"] for row in shown[0]] == [row["samples"] for row in shown[1]]
+    config = load_config(runs / "vision-2" / "config.yaml")
+    stream = PairStream(config)
+    for rank in (0, 1):
+        batch = stream.batch(3, rank=rank, world_size=2, micro_batch_size=6)
+        rows = [vars(row) for row in batch.rows]
+        assert rows == [row for row in shown[1] if row["step"] == 3 and row["rank"] == rank]
 
 
 @pytest.mark.parametrize("run", ["whole-1", "whole-2", "changed-1", "rolled-back-1-1", "vision-1"])

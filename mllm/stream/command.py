@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mllm.command import Parser, print_json, stdout_is_json
 from mllm.errors import UserError
 
 if TYPE_CHECKING:
     from mllm.config import Config
-    from mllm.stream.stream import TokenStream
 
 EXAMPLES = """
 examples:
@@ -50,18 +49,17 @@ def main(argv: list[str]) -> int:
     with stdout_is_json():
         from mllm.config import load_config
         from mllm.stream.describe import describe
-        from mllm.stream.stream import TokenStream
 
         path = Path(arguments.config)
         config = load_config(path / "config.yaml" if path.is_dir() else path, overrides)
-        if config.stage == "vision":
+        if config.stage == "vision" and arguments.describe:
             raise UserError(
-                f"{arguments.config}: stage vision reads pairs, it packs no rows to show"
+                f"{arguments.config}: stage vision reads pairs, it packs no rows to describe"
             )
         steps = parse_steps(arguments.steps) if arguments.steps else range(0)
         if arguments.world_size < 1:
             raise UserError(f"--world-size {arguments.world_size}: give 1 or more")
-        stream = stream_of_run(path, config) if path.is_dir() else TokenStream.from_config(config)
+        stream = stream_of_run(path, config) if path.is_dir() else build_stream(config)
         stream.grad_accum_steps(arguments.world_size, config.train.micro_batch_size)
     if arguments.describe:
         print_json(
@@ -81,24 +79,21 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def stream_of_run(run_dir: Path, config: Config) -> TokenStream:
+def build_stream(config: Config) -> Any:
+    """The stream of the config's stage: a TokenStream or, of stage vision, a PairStream."""
+    from mllm.stream.pairs import PairStream
+    from mllm.stream.stream import TokenStream
+
+    return PairStream(config) if config.stage == "vision" else TokenStream.from_config(config)
+
+
+def stream_of_run(run_dir: Path, config: Config) -> Any:
     """The stream of all segments of a run, with every source that any of them has."""
-    from mllm.run_folder import read_stream_state
-    from mllm.stream.source import Source
-    from mllm.stream.stream import TokenStream, stream_settings
+    from mllm.run_folder import read_stream_state, with_all_sources
 
     state = read_stream_state(run_dir)
-    records = {s.name: s for segment in state.segments for s in segment.sources}
-    sources = [
-        Source(s.name, s.path, float(s.weight), float(s.join_documents)) for s in records.values()
-    ]
-    stream = TokenStream(sources, **stream_settings(config), state=state)
-    for source in stream.sources:
-        if source.fingerprint != records[source.name].corpus:
-            raise UserError(
-                f"{source.source.corpus_dir}: has changed since the run in {run_dir} read it; what "
-                "its steps were can no longer be shown"
-            )
+    stream = build_stream(with_all_sources(config, state))
+    stream.recall(state)
     return stream
 
 

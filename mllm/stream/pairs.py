@@ -167,6 +167,36 @@ class PairStream(Resumable):
         columns = (order.source_ids.tolist(), chosen.tolist(), order.epochs.tolist(), order.seeds)
         return list(zip(*columns, strict=True))
 
+    def row_infos(self, step: int, *, world_size: int, micro_batch_size: int) -> list[RowInfo]:
+        """Every pair of a step over all ranks, in global order."""
+        self.grad_accum_steps(world_size, micro_batch_size)
+        samples, size = self.samples(step), micro_batch_size
+        return [
+            row
+            for rank in range(world_size)
+            for row in self._row_infos(
+                step, rank, rank * size, samples[rank * size : (rank + 1) * size]
+            )
+        ]
+
+    def _row_infos(
+        self, step: int, rank: int, first: int, samples: list[tuple[int, int, int, int]]
+    ) -> list[RowInfo]:
+        return [
+            RowInfo(
+                step=step,
+                rank=rank,
+                micro_step=0,
+                row=first + place,
+                source=self.source_names[source_id],
+                samples=[self._corpora[source_id].key(sample)],
+                tokens=0,
+                scored_tokens=0,
+                images=1,
+            )
+            for place, (source_id, sample, _, _) in enumerate(samples)
+        ]
+
     def batch(
         self, step: int, micro_step: int = 0, *, rank: int, world_size: int, micro_batch_size: int
     ) -> PairBatch:
@@ -212,20 +242,7 @@ class PairStream(Resumable):
                 hash_key("image", seed, key, epoch, 0) >> 1
                 for key, (_, _, epoch, seed) in zip(keys, samples, strict=True)
             ],
-            rows=[
-                RowInfo(
-                    step=step,
-                    rank=rank,
-                    micro_step=micro_step,
-                    row=first + place,
-                    source=self.source_names[source_id],
-                    samples=[keys[place]],
-                    tokens=0,
-                    scored_tokens=0,
-                    images=1,
-                )
-                for place, (source_id, _, _, _) in enumerate(samples)
-            ],
+            rows=self._row_infos(step, rank, first, samples),
             bad_samples=bad,
             num_excluded=num_excluded,
         )
