@@ -20,18 +20,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from corpora.document import Document
+from corpora.shards import ShardWriter
 from mllm import dist
-from mllm.config import Config, parse_config
+from mllm.config import Config, SourceConfig, parse_config
 from mllm.doctor.world import MODEL as DOCTORS_MODEL
 from mllm.engine import Engine, init_distributed
 from mllm.errors import UserError
 from mllm.model.config import TextConfig
 from mllm.objectives import LanguageModelling
 from mllm.rollback import ROLLBACKS
+from mllm.stages import vision_stage
 from mllm.stop import STOP_FILE
 from mllm.stream.batch import Batch
 from mllm.stream.stream import TokenStream
 from mllm.train import train
+from tests.conftest import square
 
 MODEL = DOCTORS_MODEL | {"vocab_size": 360}
 
@@ -93,6 +97,45 @@ def clip_config(world: Path, run_dir: Path, micro_batch_size: int) -> Config:
     return replace(config, contrastive=settings)
 
 
+def with_naming(config: Config, run_dir: Path) -> Config:
+    """A run of its own that also names held-out pictures every second step."""
+    corpus = run_dir.parent / "naming"
+    if dist.rank() == 0 and not corpus.exists():
+        colours = ["red", "green", "blue", "yellow", "black", "grey"]
+        with ShardWriter(corpus, samples_per_shard=30) as writer:
+            for i in range(30):
+                names = [f"a {colours[(i + k) % 6]} square." for k in range(5)]
+                meta = {"answer": names[0], "distractors": names[1:]}
+                writer.write(Document(f"naming{i:02d}", (square(colours[i % 6]),), meta))
+    dist.barrier()
+    return replace(
+        config,
+        run_dir=str(run_dir),
+        data=replace(config.data, validation=[SourceConfig("naming", str(corpus))]),
+        train=replace(config.train, validate_every=2),
+    )
+
+
+def save_gradients(config: Config, path: Path) -> None:
+    """Those of one step's pairs, summed over ranks, for each parameter by name."""
+    stage = vision_stage(config)
+    batch = stage.stream.batch(
+        0,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        micro_batch_size=config.train.micro_batch_size,
+    )
+    loss_sum, _ = stage.objective(batch)
+    loss_sum.backward()
+    gradients = {}
+    for name, parameter in stage.objective.named_parameters():
+        if parameter.grad is not None:
+            torch.distributed.all_reduce(parameter.grad)
+            gradients[name] = parameter.grad
+    if dist.rank() == 0:
+        torch.save(gradients, path)
+
+
 def with_stage(config: Config, stage: int, precision: str = "fp32") -> Config:
     return replace(
         config,
@@ -149,6 +192,13 @@ def main(world: Path, out: Path) -> None:
         run("bf16-zero0", with_stage(base("bf16-zero0"), 0, "bf16"))
         run("vision-bf16", with_stage(vision_config(world, out / "vision-bf16", 12), 1, "bf16"))
     run(f"vision-{size}", vision_config(world, out / f"vision-{size}", 12 // size))
+    # CLIP's two towers: one rank with and without validation, two ranks under ZeRO-3 with it.
+    clip = clip_config(world, out / f"clip-{size}", 12 // size)
+    validated = with_naming(clip, out / f"clip-validated-{size}")
+    if size == 1:
+        run("clip-1", clip)
+    run(f"clip-validated-{size}", with_stage(validated, 1 if size == 1 else 3))
+    save_gradients(clip, out / f"clip-gradients-{size}.pt")
 
     # Resume: the whole run, then its copies without the second half.
     for kind, precision in (("", "fp32"), ("bf16-", "bf16")):

@@ -138,6 +138,40 @@ def test_two_ranks_contrast_like_one(runs: Path) -> None:
     assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-4
 
 
+def test_two_ranks_have_the_gradients_of_one_with_twice_the_pairs(runs: Path) -> None:
+    """2 ranks x B = 1 rank x 2B for every parameter of both of CLIP's towers."""
+    one, two = (torch.load(runs / f"clip-gradients-{size}.pt") for size in (1, 2))
+    assert one.keys() == two.keys() and any("text_model" in name for name in one)
+    largest = max(gradient.abs().max() for gradient in one.values())
+    for name in one:
+        assert (one[name] - two[name]).abs().max() < 2e-6 * largest, name
+
+
+def test_two_ranks_under_zero_3_train_clip_like_one(runs: Path) -> None:
+    one, two = runs / "clip-validated-1", runs / "clip-validated-2"
+    for a, b in zip(lines(one), lines(two), strict=True):
+        if "loss" in a:
+            assert abs(a["loss"] - b["loss"]) < 1e-4
+        else:
+            assert a["validation"] == b["validation"]
+    weights, others = final_weights(one), final_weights(two)
+    assert weights.keys() == others.keys()
+    for name in weights:
+        assert (weights[name] - others[name]).abs().max() < 2e-4, name
+
+
+def test_naming_between_steps_changes_no_bit_of_the_training(runs: Path) -> None:
+    plain, validated = runs / "clip-1", runs / "clip-validated-1"
+    named = [
+        line["validation"]["zero_shot_5way"] for line in lines(validated) if "loss" not in line
+    ]
+    assert len(named) == 3 and all(0 <= share <= 1 for share in named)
+    trained = [line["loss"] for line in lines(validated) if "loss" in line]
+    assert trained == losses(plain)
+    a, b = final_weights(plain), final_weights(validated)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_the_vision_stage_in_bf16_follows_fp32(runs: Path) -> None:
     bf16, fp32 = losses(runs / "vision-bf16"), losses(runs / "vision-1")
     assert all(abs(a / b - 1) < 3e-2 for a, b in zip(bf16, fp32, strict=True))
