@@ -184,14 +184,18 @@ class Watchdog:
         """Ends a process whose loop hangs, unless the loop is telling of an error by itself."""
         if not self._conclusion.acquire(blocking=False) or self._is_over.is_set():
             return
-        stacks = self._dump_stacks()
-        failure = failure or self._find_failure("", is_hang=True)
-        if dist.rank() in failure.ranks or (not failure.ranks and self._is_speaker(failure)):
-            _say(_prefixed(stacks))
-        self._tell(failure)
-        self._ended = failure.text[:MESSAGE_LENGTH]
-        self._beat()
-        os._exit(failure.code)
+        code = 1
+        try:
+            stacks = self._dump_stacks()
+            failure = failure or self._find_failure("", is_hang=True)
+            code = failure.code
+            if dist.rank() in failure.ranks or (not failure.ranks and self._is_speaker(failure)):
+                _say(_prefixed(stacks))
+            self._tell(failure)
+            self._ended = failure.text[:MESSAGE_LENGTH]
+            self._beat()
+        finally:
+            os._exit(code)
 
     def _dump_stacks(self) -> str:
         """The stacks of all threads, written to the run folder too."""
@@ -294,5 +298,6 @@ def _host() -> str:
 
 
 def _say(text: str) -> None:
-    sys.stdout.flush()
-    os.write(2, f"{text}\n".encode(errors="backslashreplace"))  # whole, beside other ranks
+    with suppress(OSError):  # whoever read them may be gone, and the rank must end all the same
+        sys.stdout.flush()
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))  # whole, beside other ranks
