@@ -179,9 +179,9 @@ def main(world: Path, out: Path) -> None:
     for stage in (0, 1, 2, 3):  # every other run has one
         config = with_stage(base(f"no-dry-pass-{stage}-{size}"), stage)
         run(f"no-dry-pass-{stage}-{size}", without_dry_pass(config))
-    config = with_stage(base(f"bf16-no-dry-pass-{size}"), 1, "bf16")
-    run(f"bf16-no-dry-pass-{size}", without_dry_pass(config))
     if size == 1:
+        config = with_stage(base("bf16-no-dry-pass-1"), 1, "bf16")
+        run("bf16-no-dry-pass-1", without_dry_pass(config))
         with patch.object(Engine, "_discard_gradients", lambda self: None):
             run("dirty-dry-pass", with_stage(base("dirty-dry-pass"), 0))
         run("one-micro-step", with_micro_batches(base("one-micro-step"), 4))
@@ -201,7 +201,7 @@ def main(world: Path, out: Path) -> None:
     save_gradients(clip, out / f"clip-gradients-{size}.pt")
 
     # Resume: the whole run, then its copies without the second half.
-    for kind, precision in (("", "fp32"), ("bf16-", "bf16")):
+    for kind, precision in (("", "fp32"), ("bf16-", "bf16"))[: 3 - size]:
         whole, resumed = f"{kind}whole-{size}", f"{kind}resumed-{size}"
         run(whole, with_stage(base(whole), 1, precision))
         codes[f"{whole}-kernels"] = torch.are_deterministic_algorithms_enabled()

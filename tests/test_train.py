@@ -46,7 +46,7 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
             [*command, str(SCENARIOS), str(world.root), str(out)],
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1500,
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out
@@ -89,26 +89,24 @@ def test_zero_stages_and_splits_agree_in_fp32_with_dropout(runs: Path, other: st
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-5
 
 
-def test_bf16_follows_fp32_and_its_splits_agree(runs: Path) -> None:
-    one, two, fp32 = (losses(runs / name) for name in ("bf16-whole-1", "bf16-whole-2", "whole-1"))
-    assert all(abs(a / b - 1) < 2e-3 for a, b in zip(one, two, strict=True))
-    assert all(abs(a / b - 1) < 1e-2 for a, b in zip(one, fp32, strict=True))
+def test_bf16_follows_fp32(runs: Path) -> None:
+    """Its own stages and splits: test_equality.py."""
+    bf16, fp32 = losses(runs / "bf16-whole-1"), losses(runs / "whole-1")
+    assert all(abs(a / b - 1) < 1e-2 for a, b in zip(bf16, fp32, strict=True))
 
 
 def test_bf16_with_stage_0_is_refused(runs: Path) -> None:
     assert "bf16 with zero.stage 0" in codes(runs)["bf16-zero0"]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize(
     ("name", "other"),
-    [(f"no-dry-pass-{stage}", f"zero{stage}") for stage in (0, 2, 3)]
-    + [("no-dry-pass-1", "whole"), ("bf16-no-dry-pass", "bf16-whole")],
+    [(f"no-dry-pass-{s}-{size}", f"zero{s}-{size}") for s in (0, 2, 3) for size in (1, 2)]
+    + [("no-dry-pass-1-1", "whole-1"), ("no-dry-pass-1-2", "whole-2")]
+    + [("bf16-no-dry-pass-1", "bf16-whole-1")],
 )
-def test_the_dry_pass_leaves_nothing_behind(
-    runs: Path, world_size: int, name: str, other: str
-) -> None:
-    without, with_one = runs / f"{name}-{world_size}", runs / f"{other}-{world_size}"
+def test_the_dry_pass_leaves_nothing_behind(runs: Path, name: str, other: str) -> None:
+    without, with_one = runs / name, runs / other
     assert losses(without) == losses(with_one)
     assert not load_config(without / "config.yaml").train.dry_pass
     assert load_config(with_one / "config.yaml").train.dry_pass
@@ -177,8 +175,7 @@ def test_the_vision_stage_in_bf16_follows_fp32(runs: Path) -> None:
     assert all(abs(a / b - 1) < 3e-2 for a, b in zip(bf16, fp32, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["", "bf16-"])
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("world_size", "kind"), [(1, ""), (1, "bf16-"), (2, "")])
 def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(
     runs: Path, world_size: int, kind: str
 ) -> None:
