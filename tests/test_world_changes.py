@@ -93,12 +93,10 @@ CHAINS: dict[int, list[Leg]] = {
     1: [
         ("fp32-1-3", 3, "fp32", "whole-fp32", 2),
         ("fp32-1-0", 0, "fp32", "whole-fp32", 2),
-        ("bf16-1-2", 2, "bf16", "whole-bf16", 2),
     ],
     2: [
         ("fp32-1-3-2", 2, "fp32", "fp32-1-3", 4),
         ("fp32-1-0-3", 3, "fp32", "fp32-1-0", 4),
-        ("bf16-1-2-1", 1, "bf16", "bf16-1-2", 4),
     ],
 }
 WHOLE: list[Leg] = [(f"whole-{p}", 1, p, None, 0) for p in ("fp32", "bf16")]
@@ -108,7 +106,7 @@ WHOLE: list[Leg] = [(f"whole-{p}", 1, p, None, 0) for p in ("fp32", "bf16")]
 def chains(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two ranks under ZeRO-1; these on one rank; and those on two again."""
     out = tmp_path_factory.mktemp("chains")
-    for num_ranks, legs in ((2, WHOLE), (1, CHAINS[1]), (2, CHAINS[2])):
+    for num_ranks, legs in ((2, WHOLE[:1]), (1, CHAINS[1]), (2, CHAINS[2])):
         (out / f"log-{num_ranks}").write_text(launch(world, out, num_ranks, legs))
     return out
 
@@ -247,12 +245,16 @@ def sources(num_ranks: int) -> list[Leg]:
 
 
 def changes(earlier: int, num_ranks: int) -> list[Leg]:
-    """From each stage on `earlier` ranks to each other setting on `num_ranks`."""
+    """From each stage on `earlier` ranks to each other setting on `num_ranks`.
+
+    In bf16, which this CPU may emulate, to one stage each: 1 to 2 to 3 to 1.
+    """
     return [
         (f"{source}-{num_ranks}x{stage}", stage, precision, source, 4)
         for source, before, precision, _, _ in sources(earlier)
         for stage in STAGES[precision]
         if (earlier, before) != (num_ranks, stage)
+        and (precision == "fp32" or stage == before % 3 + 1)
     ]
 
 
