@@ -28,12 +28,14 @@ class LossWatch:
 
     Attributes:
         bad_in_a_row: bad steps up to now, of whatever kind.
+        is_spiking: some of them moved the weights, so that a checkpoint would keep the harm.
     """
 
     def __init__(self, train: TrainConfig, history: Iterable[float] = ()):
         self._train = train
         self._usual = deque(history, maxlen=train.spike_window)
         self._spikes_in_a_row = self._skipped_in_a_row = self.bad_in_a_row = 0
+        self.is_spiking = False
 
     def look(self, loss: float, *, applied: bool) -> str | None:
         """What is wrong with the step, for the ledger; None: nothing."""
@@ -41,8 +43,10 @@ class LossWatch:
         if problem is None:
             self._usual.append(loss)
             self._spikes_in_a_row = self._skipped_in_a_row = self.bad_in_a_row = 0
+            self.is_spiking = False
             return None
         self.bad_in_a_row += 1
+        self.is_spiking |= applied
         self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
         self._spikes_in_a_row = self._spikes_in_a_row + 1 if applied else 0
         return problem
@@ -53,6 +57,8 @@ class LossWatch:
             return f"{self._skipped_in_a_row} steps in a row had non-finite gradients"
         if self._spikes_in_a_row >= self._train.max_spikes:
             return f"the loss spiked for {self._spikes_in_a_row} steps in a row"
+        if self.bad_in_a_row >= self._train.max_skipped_steps + self._train.max_spikes:
+            return f"{self.bad_in_a_row} steps in a row were skipped or spiked"
         return None
 
     def _problem(self, loss: float, applied: bool) -> str | None:

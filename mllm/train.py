@@ -131,6 +131,7 @@ def _train(config: Config, watchdog: Watchdog) -> int:
 
     # ------------------------------------------------------------------------------- loop
     engine.train()
+    is_due = False  # a checkpoint
     try:
         if config.train.dry_pass and state.step < config.train.num_steps:
             dry_pass(config, stage, engine)
@@ -181,9 +182,10 @@ def _train(config: Config, watchdog: Watchdog) -> int:
             must_stop, has_failed = stop_flag.agreed(saver.has_failed)
             if has_failed:
                 saver.give_up()
-            # Not in the middle of a bad stretch: the checkpoint before it is the one to go back to.
-            is_due = state.step % config.train.checkpoint_every == 0 and not loss_watch.bad_in_a_row
-            if is_last or must_stop or is_due:
+            is_due |= state.step % config.train.checkpoint_every == 0
+            # Among spikes it waits: the checkpoint before them is the one to go back to.
+            if is_last or must_stop or (is_due and not loss_watch.is_spiking):
+                is_due = False
                 watchdog.touch(state.step, "checkpoint")
                 saver.save(engine, state, is_last=is_last or must_stop)
                 stop_flag.saved(saver.longest_seconds)

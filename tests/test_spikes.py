@@ -64,9 +64,11 @@ def test_too_many_is_so_many_of_a_kind_one_after_the_other(kinds: list[str]) -> 
     for place, kind in enumerate(kinds):
         watch.look(20.0 if kind == "spike" else 2.0, applied=kind != "skipped")
         past = "".join(kind[1] for kind in kinds[: place + 1])  # u-s-ual, s-p-ike, s-k-ipped
-        too_many = past.endswith("k" * 3) or past.endswith("p" * 4)
+        bad = past[len(past.rstrip("kp")) :]
+        too_many = bad.endswith("k" * 3) or bad.endswith("p" * 4) or len(bad) >= 7
         assert bool(watch.too_many()) == too_many
-        assert watch.bad_in_a_row == len(past) - len(past.rstrip("kp"))
+        assert watch.bad_in_a_row == len(bad)
+        assert watch.is_spiking == ("p" in bad)
 
 
 def test_a_resumed_run_knows_the_losses_before_it(tmp_path: Path) -> None:
