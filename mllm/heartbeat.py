@@ -177,7 +177,7 @@ def judge(
         return [beat.rank], f"{beat.name} did not come beyond {beat.place} in {seconds:g} s"
     places = sorted({beat.place for beat in after.values()})
     return [], (
-        f"all ranks live and wait for each other at {' and '.join(places)} since {seconds:g} s; "
+        f"all ranks live and wait for each other at {' and '.join(places)} for {seconds:g} s; "
         f"look at the network between {_hosts(after)}"
     )
 
