@@ -60,6 +60,17 @@ def pretrain_config(world: Path, run_dir: Path) -> Config:
     )
 
 
+def text_only_config(world: Path, run_dir: Path) -> Config:
+    """No picture in any batch, and no part of the vision encoder trained."""
+    config = pretrain_config(world, run_dir)
+    text = [source for source in config.data.mixture if source.name == "text"]
+    return replace(
+        config,
+        data=replace(config.data, mixture=text),
+        train=replace(config.train, train_last_blocks=0),
+    )
+
+
 def vision_config(world: Path, run_dir: Path, micro_batch_size: int) -> Config:
     config = pretrain_config(world, run_dir)
     source = replace(config.data.mixture[0], weight=1.0)
@@ -112,6 +123,10 @@ def main(world: Path, out: Path) -> None:
 
     for stage in (0, 2, 3):  # 1: the whole runs below
         run(f"zero{stage}-{size}", with_stage(base(f"zero{stage}-{size}"), stage))
+    if size == 2:
+        for stage in (2, 3):
+            name = f"text-only-zero{stage}"
+            run(name, with_stage(text_only_config(world, out / name), stage))
     if size == 1:
         run("one-micro-step", with_micro_batches(base("one-micro-step"), 4))
         for name in ("deterministic", "deterministic-again"):
