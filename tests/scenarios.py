@@ -72,6 +72,17 @@ def pretrain_config(world: Path, run_dir: Path) -> Config:
     )
 
 
+def text_only_config(world: Path, run_dir: Path) -> Config:
+    """No picture in any batch, and no part of the vision encoder trained."""
+    config = pretrain_config(world, run_dir)
+    text = [source for source in config.data.mixture if source.name == "text"]
+    return replace(
+        config,
+        data=replace(config.data, mixture=text),
+        train=replace(config.train, train_last_blocks=0),
+    )
+
+
 def vision_config(world: Path, run_dir: Path, micro_batch_size: int) -> Config:
     config = pretrain_config(world, run_dir)
     source = replace(config.data.mixture[0], weight=1.0)
@@ -179,6 +190,10 @@ def main(world: Path, out: Path) -> None:
     for stage in (0, 1, 2, 3):  # every other run has one
         config = with_stage(base(f"no-dry-pass-{stage}-{size}"), stage)
         run(f"no-dry-pass-{stage}-{size}", without_dry_pass(config))
+    if size == 2:
+        for stage in (2, 3):
+            name = f"text-only-zero{stage}"
+            run(name, with_stage(text_only_config(world, out / name), stage))
     if size == 1:
         config = with_stage(base("bf16-no-dry-pass-1"), 1, "bf16")
         run("bf16-no-dry-pass-1", without_dry_pass(config))

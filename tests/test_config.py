@@ -13,7 +13,10 @@ from mllm.config import Precision, SourceConfig, changed_keys, load_config, pars
 from mllm.engine import deepspeed_config, resolve_precision, zero_settings
 from mllm.errors import UserError
 from mllm.optim import learning_rate
+from mllm.plan import plan
+from mllm.recipe.steps import read_recipe, resolve
 from mllm.run_folder import continue_folder
+from mllm.step_memory import build_empty
 
 FILES = sorted((Path(__file__).parent.parent / "mllm" / "configs").glob("*.yaml"))
 CONFIGS = [path for path in FILES if not path.stem.startswith("recipe_")]
@@ -27,6 +30,32 @@ def test_every_config_in_the_repository_loads_and_opens_with_its_command(path: P
     assert parse_config(config.to_dict(), "again") == config
     header = path.read_text().split("run_dir")[0]
     assert f"mllm/train.py mllm/configs/{path.name}" in header and "Hardware" in header
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_in_the_repository_resolves_and_opens_with_its_command(path: Path) -> None:
+    steps = resolve(read_recipe(path), path).steps
+    assert steps[-1].needs  # it reads what an earlier one made
+    header = path.read_text().split("out:")[0]
+    assert f"mllm recipe mllm/configs/{path.name}" in header
+    assert "Hardware" in header and "Expect" in header
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_in_the_repository_builds_without_taking_memory(path: Path) -> None:
+    model = build_empty(load_config(path))
+    assert all(p.is_meta for p in model.parameters())
+    assert any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_the_small_preset_fits_its_gpu_and_has_the_size_it_names() -> None:
+    path = FILES[0].with_name("small_1gpu.yaml")
+    planned = plan(load_config(path), world_size=1, device="RTX4090", mfu=0.4)
+    assert planned["fits"] and planned["memory"]["peak"] < 14 * 2**30
+    total = sum(number for number, _ in planned["parameters"].values())
+    assert f"{total:,} parameters" in path.read_text() and 100e6 < total < 200e6
 
 
 @pytest.mark.parametrize(

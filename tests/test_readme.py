@@ -9,6 +9,7 @@ import pytest
 
 from mllm.cli import VERBS
 from mllm.config import load_config
+from mllm.recipe.steps import read_recipe, resolve
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -35,7 +36,11 @@ def test_the_readme_shows_the_commands_that_matter() -> None:
 def test_a_command_of_the_readme_is_real(command: str) -> None:
     words = command.split()
     for config in re.findall(r"mllm/configs/\S+\.yaml", command):
-        load_config(ROOT / config)
+        path = ROOT / config
+        if path.stem.startswith("recipe_"):
+            resolve(read_recipe(path), path)
+        else:
+            load_config(path)
     if words[0] == "make":
         assert words[1] in TARGETS
     elif words[0] == "deepspeed":

@@ -131,6 +131,15 @@ def test_some_micro_batches_had_no_picture(runs: Path) -> None:
     assert uneven
 
 
+def test_a_model_without_any_picture_trains_alike_under_zero_2_and_3(runs: Path) -> None:
+    two, three = (lines(runs / f"text-only-zero{stage}") for stage in (2, 3))
+    assert len(two) == 6 and not any(line["images"] for line in two)
+    np.testing.assert_allclose(
+        [line["loss"] for line in two], [line["loss"] for line in three], rtol=1e-5
+    )
+    assert two[-1]["loss"] < two[0]["loss"] and all(line["applied"] for line in two)
+
+
 def test_two_ranks_contrast_like_one(runs: Path) -> None:
     one, two = losses(runs / "vision-1"), losses(runs / "vision-2")
     assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-4

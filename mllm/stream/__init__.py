@@ -1,6 +1,7 @@
 """The token stream: every batch is a pure function of (stream state, step).
 
     corpora.Document                 ordered text and image segments
+        |  template.py               of a conversation: who says what, as text
         |  encode.py                 ids, image slots and scored targets in one pass
     TokenSequence                    <s> <image> L slots </image> text ... </s>
         |  measure.py                read and tokenised once, in parts, by several processes
