@@ -106,6 +106,8 @@ class TrainConfig:
     keep_checkpoints: PositiveInt = 2
     validate_every: PositiveInt = 100  # steps
     validation_rows: PositiveInt = 32  # per validation source
+    generation_samples: NonNegativeInt = 4  # pictures described when validating, per source
+    generation_tokens: PositiveInt = 24  # of each description
     max_skipped_steps: PositiveInt = 10  # in a row, then the run stops
     max_bad_samples: PositiveInt = 1000  # masked in one process, then the run stops
     tensorboard: bool = False
@@ -158,6 +160,8 @@ ALLOWED_ON_RESUME = {
     "train.keep_checkpoints",
     "train.validate_every",
     "train.validation_rows",
+    "train.generation_samples",
+    "train.generation_tokens",
     "train.max_skipped_steps",
     "train.max_bad_samples",
     "train.tensorboard",

@@ -32,10 +32,12 @@ from mllm.lock import run_lock
 from mllm.metrics import MetricsLog, cut_after
 from mllm.model.init import count_parameters
 from mllm.optim import learning_rate
-from mllm.run_folder import Ledger, TerminalLine, continue_folder, read_stream_state
-from mllm.stages import Stage, build_stage
+from mllm.run_folder import Ledger, continue_folder, read_stream_state
+from mllm.stages import Stage, build_stage, generation
+from mllm.stages.isolation import isolated
 from mllm.stop import STOP_FILE
 from mllm.stream.loader import Loader
+from mllm.terminal import TerminalLine
 
 EXIT_STOPPED = 75
 
@@ -91,6 +93,7 @@ def _train(config: Config) -> int:
         write_json(run_dir / "stream.json", stage.stream.state.to_json())
         cut_after(run_dir / "metrics.jsonl", state.step)
         cut_after(run_dir / "ledger.jsonl", state.step)
+        cut_after(run_dir / generation.FILE_NAME, state.step)
     log = MetricsLog(run_dir, is_writer=dist.rank() == 0, tensorboard=config.train.tensorboard)
     line = TerminalLine(config.train.num_steps, state.step)
     loader = Loader(
@@ -141,11 +144,11 @@ def _train(config: Config) -> int:
                 )
             is_last = state.step == config.train.num_steps
             if stage.validate and (is_last or state.step % config.train.validate_every == 0):
-                engine.train(False)
-                with torch.no_grad():
+                with isolated(engine):
                     scores = stage.validate(engine)
-                engine.train()
-                log.write({"step": state.step, "validation": scores, "time": time.time()})
+                    samples = stage.generate() if stage.generate else []
+                log.write({"step": state.step, **scores, "time": time.time()})
+                generation.append(run_dir, state.step, samples)
                 line.note(state.step, scores)
             must_stop = stop_flag.agreed()
             if is_last or must_stop or state.step % config.train.checkpoint_every == 0:
