@@ -157,6 +157,8 @@ class TrainConfig:
     checkpoint_store: str | None = None
     validate_every: PositiveInt = 100  # steps
     validation_rows: PositiveInt = 32  # per validation source
+    generation_samples: NonNegativeInt = 4  # pictures described when validating, per source
+    generation_tokens: PositiveInt = 24  # of each description
     # A loss above the median of the last `spike_window` by that many standard deviations is a
     # spike; 0: nothing is.
     spike_sigmas: NonNegativeFloat = 8.0
@@ -254,6 +256,8 @@ ALLOWED_ON_RESUME = {
     "train.checkpoint_store",
     "train.validate_every",
     "train.validation_rows",
+    "train.generation_samples",
+    "train.generation_tokens",
     "train.spike_sigmas",
     "train.spike_window",
     "train.max_skipped_steps",

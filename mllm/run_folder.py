@@ -1,10 +1,8 @@
-"""A run's folder: effective config, what may change when it goes on, ledger, terminal line."""
+"""A run's folder: effective config, what may change when it goes on, ledger."""
 
 import dataclasses
 import json
 import os
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -120,59 +118,3 @@ class Ledger:
         finally:
             os.close(handle)
         self.num_bad_samples += "key" in entry
-
-
-class TerminalLine:
-    """One line a step in a terminal, one line now and then in a log file; with rate and ETA."""
-
-    SECONDS_BETWEEN_LINES = 15.0  # where stdout is no terminal
-
-    def __init__(self, num_steps: int, first_step: int):
-        self._num_steps, self._first_step = num_steps, first_step
-        self._began = time.monotonic()
-        self._shown = -1e9
-        self._is_terminal = sys.stdout.isatty()
-        self._is_open = False
-
-    def show(self, values: dict[str, Any]) -> None:
-        if dist.rank() != 0:
-            return
-        now, step = time.monotonic(), values["step"]
-        is_last = step == self._num_steps
-        if not self._is_terminal and now - self._shown < self.SECONDS_BETWEEN_LINES and not is_last:
-            return
-        self._shown = now
-        per_step = (now - self._began) / max(1, step - self._first_step)
-        left = int(per_step * (self._num_steps - step))
-        rate = next(
-            (
-                f"{values[name]:,.0f} {unit}/s"
-                for name, unit in (("tokens_per_second", "positions"), ("images_per_second", "img"))
-                if name in values
-            ),
-            "",
-        )
-        by_source = " ".join(f"{k} {v:.2f}" for k, v in values.get("loss_by_source", {}).items())
-        text = (
-            f"step {step}/{self._num_steps}  loss {values['loss']:.3f}  {by_source}  "
-            f"lr {values['lr']:.1e}  {rate}  {per_step:.2f} s/step  "
-            f"ETA {left // 60}:{left % 60:02d}"
-        )
-        if self._is_terminal:
-            print(f"\r\x1b[K{text}", end="", flush=True)
-            self._is_open = True
-        else:
-            print(text, flush=True)
-
-    def note(self, step: int, scores: dict[str, float]) -> None:
-        text = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        self.say(f"step {step}  validation  {text}")
-
-    def say(self, text: str) -> None:
-        self.close()
-        dist.say(text)
-
-    def close(self) -> None:
-        if self._is_open:
-            print(flush=True)
-        self._is_open = False

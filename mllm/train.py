@@ -38,13 +38,15 @@ from mllm.model.init import count_parameters
 from mllm.optim import learning_rate
 from mllm.preflight import check_everywhere
 from mllm.rollback import BadStretch, roll_back
-from mllm.run_folder import Ledger, TerminalLine, continue_folder, read_stream_state
+from mllm.run_folder import Ledger, continue_folder, read_stream_state
 from mllm.saving import Saver, check_room, checkpoint_size
 from mllm.sinks import open_sinks
 from mllm.spikes import LossWatch, usual_losses
-from mllm.stages import Stage, build_stage
+from mllm.stages import Stage, build_stage, generation
+from mllm.stages.isolation import isolated
 from mllm.stop import StopFlag
 from mllm.stream.loader import Loader
+from mllm.terminal import TerminalLine
 from mllm.throughput import StepMeter
 from mllm.watchdog import Watchdog, watch
 
@@ -111,6 +113,7 @@ def _train(config: Config, watchdog: Watchdog) -> int:
         write_json(run_dir / "stream.json", stage.stream.state.to_json())
         cut_after(run_dir / "metrics.jsonl", state.step)
         cut_after(run_dir / "ledger.jsonl", state.step)
+        cut_after(run_dir / generation.FILE_NAME, state.step)
     log = _open_log(run_dir, config, state.step)
     line = TerminalLine(config.train.num_steps, state.step)
     loss_watch = _loss_watch(run_dir, config)
@@ -166,6 +169,7 @@ def _train(config: Config, watchdog: Watchdog) -> int:
                 log.rewind(state.step)
                 if dist.rank() == 0:
                     write_json(run_dir / "stream.json", stage.stream.state.to_json())
+                    cut_after(run_dir / generation.FILE_NAME, state.step)
                     ledger.write({"step": state.step, "reason": done})
                 loss_watch = _loss_watch(run_dir, config)
                 loader = _loader(config, stage, state.step)
@@ -173,11 +177,11 @@ def _train(config: Config, watchdog: Watchdog) -> int:
             is_last = state.step == config.train.num_steps
             if stage.validate and (is_last or state.step % config.train.validate_every == 0):
                 watchdog.touch(state.step, "validation")
-                engine.train(False)
-                with torch.no_grad():
+                with isolated(engine):
                     scores = stage.validate(engine)
-                engine.train()
-                log.write({"step": state.step, "validation": scores, "time": time.time()})
+                    samples = stage.generate() if stage.generate else []
+                log.write({"step": state.step, **scores, "time": time.time()})
+                generation.append(run_dir, state.step, samples)
                 line.note(state.step, scores)
             must_stop, has_failed = stop_flag.agreed(saver.has_failed)
             if has_failed:

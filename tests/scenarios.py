@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -23,6 +23,7 @@ import torch
 from corpora.document import Document
 from corpora.shards import ShardWriter
 from mllm import dist
+from mllm import train as train_module
 from mllm.config import Config, SourceConfig, parse_config
 from mllm.doctor.world import MODEL as DOCTORS_MODEL
 from mllm.engine import Engine, init_distributed
@@ -30,7 +31,7 @@ from mllm.errors import UserError
 from mllm.model.config import TextConfig
 from mllm.objectives import LanguageModelling
 from mllm.rollback import ROLLBACKS
-from mllm.stages import vision_stage
+from mllm.stages import Stage, vision_stage
 from mllm.stop import STOP_FILE
 from mllm.stream.batch import Batch
 from mllm.stream.stream import TokenStream
@@ -155,6 +156,51 @@ def with_stage(config: Config, stage: int, precision: str = "fp32") -> Config:
     )
 
 
+def with_validation(config: Config, every: int = 6) -> Config:
+    """Held-out loss of three sources and completions of two of them, by steps of `every`."""
+    held_out = [source for source in config.data.mixture if source.name != "interleaved"]
+    train = replace(
+        config.train,
+        validate_every=every,
+        validation_rows=5,  # no multiple of the rows of two ranks
+        generation_samples=2,
+        generation_tokens=8,
+    )
+    return replace(config, train=train, data=replace(config.data, validation=held_out))
+
+
+def with_attention_dropout(config: Config) -> Config:
+    """Two steps with the dropout that draws from torch's generator."""
+    model = replace(config.model, attention_dropout=0.1)
+    return replace(config, model=model, train=replace(config.train, num_steps=2))
+
+
+@contextmanager
+def leaking_validation() -> Iterator[None]:
+    """The fault that validation must not have: it adds a gradient to the next step's."""
+    build = train_module.build_stage
+
+    def build_leaking(config: Config) -> Stage:
+        stage = build(config)
+
+        def validate(engine: Engine) -> dict[str, dict[str, float]]:
+            batch = stage.stream.batch(
+                0, rank=dist.rank(), world_size=dist.world_size(), micro_batch_size=1
+            )
+            with torch.enable_grad():
+                loss_sum, _ = engine(batch)
+                engine.backward(loss_sum / 1000)
+            return {"validation": {}}
+
+        return replace(stage, validate=validate)
+
+    train_module.build_stage = build_leaking
+    try:
+        yield
+    finally:
+        train_module.build_stage = build
+
+
 def main(world: Path, out: Path) -> None:
     dist.set_up_environment()
     init_distributed()
@@ -185,7 +231,8 @@ def main(world: Path, out: Path) -> None:
 
     # 1: the whole runs below. 3 first: it puts DeepSpeed's own linear in the place of torch's, for
     # the rest of the process, which moves losses by 3e-8.
-    for stage in (3, 0, 2):
+    run(f"zero3-{size}", with_validation(with_stage(base(f"zero3-{size}"), 3)))
+    for stage in (0, 2):
         run(f"zero{stage}-{size}", with_stage(base(f"zero{stage}-{size}"), stage))
     for stage in (0, 1, 2, 3):  # every other run has one
         config = with_stage(base(f"no-dry-pass-{stage}-{size}"), stage)
@@ -194,6 +241,12 @@ def main(world: Path, out: Path) -> None:
         for stage in (2, 3):
             name = f"text-only-zero{stage}"
             run(name, with_stage(text_only_config(world, out / name), stage))
+        # With and without a look at held-out data; and with one that leaves a gradient behind.
+        run("unvalidated", with_attention_dropout(with_stage(base("unvalidated"), 3)))
+        for name in ("validated", "leaking"):
+            config = with_validation(with_attention_dropout(with_stage(base(name), 3)), every=1)
+            with leaking_validation() if name == "leaking" else nullcontext():
+                run(name, config)
     if size == 1:
         config = with_stage(base("bf16-no-dry-pass-1"), 1, "bf16")
         run("bf16-no-dry-pass-1", without_dry_pass(config))

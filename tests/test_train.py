@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from corpora.reader import Corpus
 from mllm.checkpoint import init_from, latest
 from mllm.config import load_config
 from mllm.dist import free_port
@@ -57,7 +58,7 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def losses(run_dir: Path) -> list[float]:
-    return [line["loss"] for line in lines(run_dir)]
+    return [line["loss"] for line in lines(run_dir) if "loss" in line]
 
 
 def codes(runs: Path) -> dict[str, Any]:
@@ -89,6 +90,57 @@ def test_zero_stages_and_splits_agree_in_fp32_with_dropout(runs: Path, other: st
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-5
 
 
+def moved(run_dir: Path) -> dict[str, Any]:
+    """All that training computed, to the bit: weights, losses and gradient norms."""
+    steps = [line for line in lines(run_dir) if "loss" in line]
+    weights = load_file(latest(run_dir) / "model.safetensors")
+    assert [line["step"] for line in steps] == [1, 2]
+    numbers = {
+        f"{key} {line['step']}": line[key] for line in steps for key in ("loss", "grad_norm")
+    }
+    return numbers | {name: weight.tolist() for name, weight in weights.items()}
+
+
+def test_training_is_bit_equal_with_validation_and_generation_on_or_off(runs: Path) -> None:
+    """ZeRO-3 on two ranks, with both kinds of dropout; a gradient left behind would be seen."""
+    assert moved(runs / "validated") == moved(runs / "unvalidated")
+    assert moved(runs / "leaking") != moved(runs / "unvalidated")
+    assert [line["step"] for line in lines(runs / "validated") if "validation" in line] == [1, 2]
+    assert [line["step"] for line in generations(runs / "validated")] == [1, 2]
+    assert not any("validation" in line for line in lines(runs / "unvalidated"))
+
+
+def generations(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "generations.jsonl").read_text().splitlines()]
+
+
+def test_two_ranks_validate_like_one(runs: Path) -> None:
+    """Five rows a source on four micro-batches of one rank, on three of two."""
+    one, two = ([x for x in lines(runs / f"zero3-{n}") if "validation" in x] for n in (1, 2))
+    assert len(one) == 1 and one[0].keys() == two[0].keys()
+    for key in ("validation", "validation_bits_per_byte"):
+        assert list(one[0][key]) == ["pairs", "text", "vqa"]
+        assert one[0][key] == pytest.approx(two[0][key], rel=1e-5)
+    assert generations(runs / "zero3-1") == generations(runs / "zero3-2")
+
+
+def test_completions_in_training_are_those_of_the_exported_checkpoint(
+    runs: Path, world: World, tmp_path: Path
+) -> None:
+    """ZeRO-3 on two ranks, against `generate` of the export, a prompt at a time."""
+    export(runs / "zero3-2", tmp_path / "export")
+    model, processor = load_export(tmp_path / "export")
+    ((line, *others),) = [generations(runs / "zero3-2")]
+    assert line["step"] == 6 and len(line["samples"]) == 4 and not others
+    for sample in line["samples"]:
+        corpus = Corpus(world.root / sample["source"])
+        picture = corpus.document(corpus.keys.index(sample["key"])).images[0]
+        before, after = sample["prompt"].split("<image>")
+        inputs = processor.from_segments([[part for part in (before, picture, after) if part]])
+        ids = model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+        assert processor.decode(ids, skip_special_tokens=True) == sample["completion"]
+
+
 def test_bf16_follows_fp32(runs: Path) -> None:
     """Its own stages and splits: test_equality.py."""
     bf16, fp32 = losses(runs / "bf16-whole-1"), losses(runs / "whole-1")
@@ -110,7 +162,9 @@ def test_the_dry_pass_leaves_nothing_behind(runs: Path, name: str, other: str) -
     assert losses(without) == losses(with_one)
     assert not load_config(without / "config.yaml").train.dry_pass
     assert load_config(with_one / "config.yaml").train.dry_pass
-    grad_norms = [[line["grad_norm"] for line in lines(run)] for run in (without, with_one)]
+    grad_norms = [
+        [line["grad_norm"] for line in lines(run) if "loss" in line] for run in (without, with_one)
+    ]
     assert grad_norms[0] == grad_norms[1]
 
 

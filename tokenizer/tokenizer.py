@@ -1,8 +1,10 @@
 """Text to ids and back. Text can never produce a special token."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 
 from mllm.errors import UserError
@@ -10,6 +12,7 @@ from mllm.files import sha256_file
 from tokenizer.specials import NUM_SPECIALS, SPECIALS
 
 MODEL_NAME = "tokenizer.model"
+SPACE_MARK = "\u2581"  # what SentencePiece writes for a space in a piece
 
 
 class Tokenizer:
@@ -67,3 +70,19 @@ class Tokenizer:
     def is_byte(self, token_id: int) -> bool:
         """Whether this id stands for one byte of a character without a piece of its own."""
         return self._processor.is_byte(int(token_id))
+
+    @cached_property
+    def text_bytes(self) -> np.ndarray:
+        """UTF-8 bytes that each id adds to a text: int64 (V,), 0 for special tokens.
+
+        Summed over a text's ids they are its bytes, as far as `decode` gives it back. Where a
+        model puts a space before every text (Kosmos-2's does), that space is counted.
+        """
+        return np.array([self._bytes_of(token_id) for token_id in range(self.vocab_size)])
+
+    def _bytes_of(self, token_id: int) -> int:
+        if token_id < NUM_SPECIALS or self._processor.is_control(token_id):
+            return 0
+        if self._processor.is_byte(token_id):
+            return 1
+        return len(self._processor.id_to_piece(token_id).replace(SPACE_MARK, " ").encode())

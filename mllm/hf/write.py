@@ -169,14 +169,18 @@ def load_weights(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None
     model.tie_weights()
 
 
-def _save(model: PreTrainedModel, out_dir: Path, max_shard_size: str) -> None:
-    model.generation_config = GenerationConfig(
+def answer_settings() -> GenerationConfig:
+    """How `generate` answers: greedily, in text. Of the specials only `</s>` may follow."""
+    return GenerationConfig(
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
         pad_token_id=PAD_ID,
-        # An answer is text: of the specials only `</s>` may follow, which ends it.
         suppress_tokens=[i for i in SPECIALS.values() if i != EOS_ID],
     )
+
+
+def _save(model: PreTrainedModel, out_dir: Path, max_shard_size: str) -> None:
+    model.generation_config = answer_settings()
     save_weights(model, out_dir, max_shard_size)
 
 

@@ -5,6 +5,7 @@ scores.py   each score beside its controls, and a verdict in words
 samples.py  pictures drawn by seed, with what the model said about them
 curves.py   matplotlib curves as inline SVG that follows the page's colours
 page.py     puts the sections in order; style.py is its look, markup.py escapes everything
+completions.py  what was said of held-out pictures, step after step; ledger.py what was set aside
 training.py, charts.py, corpus.py and closing.py are the other sections, verdict.py the words
 """
 

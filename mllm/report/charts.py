@@ -6,6 +6,16 @@ from mllm.report.curves import Series, chart, series
 from mllm.report.inputs import Run
 from mllm.report.markup import Markup, h, join
 
+BITS = "validation_bits_per_byte"  # the field of a validation line
+BITS_UNIT = "of text, held-out documents"
+
+# Metrics that a run may have or not: key, title, unit.
+FURTHER = (
+    ("mfu", "MFU", "useful FLOPs as a share of the device's peak"),
+    ("slowest_rank", "Slowest rank", "its number"),
+    ("loss_scale", "Loss scale", "of fp16"),
+)
+
 
 def curve_section(runs: list[Run]) -> Markup:
     vision = [run for run in runs if run.is_vision]
@@ -28,6 +38,11 @@ def curve_section(runs: list[Run]) -> Markup:
         "in nats per scored token: the model spreads its guess as if over e^loss tokens, so 2.3 "
         "is one in ten."
     )
+    if any(BITS in line for run in token_runs for line in run.validations):
+        note += (
+            " Bits per byte spread the same held-out loss over the bytes of the text, so that "
+            "models with different tokenizers can be compared."
+        )
     return join([h("p", note), parts])
 
 
@@ -39,8 +54,9 @@ def metric(runs: list[Run], key: str) -> list[Series]:
     ]
 
 
-def validated(run: Run, key: str, label: str, color: int) -> Series:
-    points = ((line["step"], line["validation"].get(key)) for line in run.validations)
+def validated(run: Run, key: str, label: str, color: int, of: str = "validation") -> Series:
+    """Points of a held-out score: `key` in the field `of` of the lines that have it."""
+    points = ((line["step"], line.get(of, {}).get(key)) for line in run.validations)
     return series(label, points, color, is_sparse=True)
 
 
@@ -78,25 +94,31 @@ def loss_charts(runs: list[Run]) -> list[Markup | None]:
         (run,) = runs
         training = [loss_of(run, source, source, i) for i, source in enumerate(sources)]
         held_out = [validated(run, source, source, i) for i, source in enumerate(sources)]
+        bits = [validated(run, source, source, i, BITS) for i, source in enumerate(sources)]
         return [
             chart("Training loss by source", unit, training),
             chart("Validation loss by source", unit + ", held-out documents", held_out),
+            chart("Validation, bits per byte by source", BITS_UNIT, bits),
         ]
-    return [
+    whole = chart("Loss on all sources", unit, metric(runs, "loss"))
+    by_source = [
         chart(
             f"Loss on {source}",
             unit,
-            [
-                curve
-                for run in runs
-                for curve in (
-                    loss_of(run, source, run.label, run.color),
-                    validated(run, source, run.label, run.color),
-                )
-            ],
+            [loss_of(run, source, run.label, run.color) for run in runs]
+            + [validated(run, source, run.label, run.color) for run in runs],
         )
         for source in sources
     ]
+    bits_by_source = [
+        chart(
+            f"Bits per byte on {source}",
+            BITS_UNIT,
+            [validated(run, source, run.label, run.color, BITS) for run in runs],
+        )
+        for source in sources
+    ]
+    return [whole if len(sources) > 1 else None, *by_source, *bits_by_source]
 
 
 def loss_of(run: Run, source: str, label: str, color: int) -> Series:
@@ -110,16 +132,27 @@ def wait_share(line: dict[str, Any]) -> float | None:
     return 100 * wait / (step + wait) if step and wait is not None else None
 
 
+def skipped_steps(run: Run) -> list[int]:
+    return [line["step"] for line in run.steps if line.get("applied") is False]
+
+
 def engine_charts(runs: list[Run]) -> list[Markup | None]:
     waits = [
         series(run.label, ((line["step"], wait_share(line)) for line in run.steps), run.color)
         for run in runs
     ]
+    skipped = [series(run.label, ((s, 0) for s in skipped_steps(run)), run.color) for run in runs]
     return [
         chart(
-            "Throughput",
+            "Useful throughput",
             "positions per second, padding left out",
             metric(runs, "useful_tokens_per_second"),
+            from_zero=True,
+        ),
+        chart(
+            "Throughput",
+            "positions per second",
+            metric(runs, "tokens_per_second"),
             from_zero=True,
         ),
         chart(
@@ -129,6 +162,13 @@ def engine_charts(runs: list[Run]) -> list[Markup | None]:
             from_zero=True,
         ),
         chart("Waiting for data", "% of the step's time", waits, from_zero=True),
-        chart("Gradient norm", "before clipping", metric(runs, "grad_norm"), from_zero=True),
+        chart(
+            "Gradient norm",
+            "before clipping",
+            metric(runs, "grad_norm"),
+            marks=("skipped step", skipped),
+            from_zero=True,
+        ),
         chart("Learning rate", "of the first parameter group", metric(runs, "lr"), from_zero=True),
+        *(chart(title, unit, metric(runs, key), from_zero=True) for key, title, unit in FURTHER),
     ]

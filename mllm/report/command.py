@@ -72,6 +72,9 @@ def main(argv: list[str]) -> int:
         print_json(summary(inputs, out))
     else:
         print(f"{out}  ({len(page) / 1e6:.1f} MB, open it in a browser)")
+        if not any(run.steps or run.validations for run in inputs.runs):
+            names = ", ".join(str(run.path) for run in inputs.runs)
+            print(f"no curves: no step stands in metrics.jsonl of {names} yet")
     return 0
 
 

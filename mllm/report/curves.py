@@ -78,12 +78,14 @@ def chart(
     curves: Sequence[Series],
     *,
     reference: tuple[str, float] | None = None,
+    marks: tuple[str, Sequence[Series]] | None = None,
     from_zero: bool = False,
 ) -> Markup | None:
     """A figure of curves over steps, or None where there is no point to draw.
 
     Args:
         reference: name and height of a dashed line (chance).
+        marks: name and steps of crosses on the horizontal axis (skipped steps), by run.
         from_zero: the vertical axis begins at zero.
     """
     drawn = [binned(curve) for curve in curves if len(curve.steps)]
@@ -101,16 +103,23 @@ def chart(
     ]
     if reference:
         legend.append(h("span", h("i", class_="swatch dashed"), reference[0]))
+    crosses = [curve for curve in marks[1] if len(curve.steps)] if marks else []
+    if marks and crosses:
+        legend.append(h("span", "× ", marks[0]))
     return h(
         "figure",
         h("figcaption", h("strong", title), h("span", unit, class_="unit")),
         h("div", legend, class_="legend"),
-        h("div", _draw(title, drawn, reference, from_zero), role="img", aria_label=title),
+        h("div", _draw(title, drawn, reference, crosses, from_zero), role="img", aria_label=title),
     )
 
 
 def _draw(
-    title: str, curves: Sequence[Series], reference: tuple[str, float] | None, from_zero: bool
+    title: str,
+    curves: Sequence[Series],
+    reference: tuple[str, float] | None,
+    crosses: Sequence[Series],
+    from_zero: bool,
 ) -> Markup:
     import matplotlib
     from matplotlib.figure import Figure
@@ -128,6 +137,11 @@ def _draw(
                 continue
             axes.plot(curve.steps, curve.values, dash, lw=0.8, color=color, alpha=0.3)
             axes.plot(curve.steps, smoothed(curve.values), dash, lw=1.6, color=color)
+        for curve in crosses:
+            color = f"#fd01{curve.color % NUM_COLORS:02x}"
+            height = np.full(len(curve.steps), 0.02)  # of the axes
+            on_axis = axes.get_xaxis_transform()
+            axes.plot(curve.steps, height, "x", color=color, transform=on_axis, clip_on=False)
         if reference:
             axes.axhline(reference[1], color=INK, lw=1, ls=(0, (4, 3)))
         if from_zero:

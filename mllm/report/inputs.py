@@ -24,7 +24,8 @@ class Run:
     config: dict[str, Any] | None
     steps: list[dict[str, Any]]  # one object per training step
     validations: list[dict[str, Any]]  # lines with "validation"
-    dropped: Counter[str]  # ledger lines by reason
+    ledger: list[dict[str, Any]]  # masked samples and skipped steps
+    generations: list[dict[str, Any]]  # completions of held-out prompts, one object per validation
     stream: dict[str, Any] | None
 
     @property
@@ -111,6 +112,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def read_generations(path: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(path)
+    for number, line in enumerate(lines, start=1):
+        samples = line.get("samples")
+        if not isinstance(samples, list) or not all(isinstance(s, dict) for s in samples):
+            raise UserError(f"{path}: line {number} has no list of `samples`; remove it")
+    return lines
+
+
 def labels(paths: list[Path]) -> list[str]:
     """The shortest tails of the paths that tell them apart."""
     whole = [path.resolve().parts for path in paths]
@@ -138,10 +148,8 @@ def read_run(path: Path, label: str, color: int) -> Run:
         config=read_config(path / "config.yaml"),
         steps=[line for line in lines if "validation" not in line],
         validations=[line for line in lines if "validation" in line],
-        dropped=Counter(
-            str(line.get("reason", "no reason given"))
-            for line in read_json_lines(path / "ledger.jsonl")
-        ),
+        ledger=read_json_lines(path / "ledger.jsonl"),
+        generations=read_generations(path / "generations.jsonl"),
         stream=read_json(path / "stream.json"),
     )
 

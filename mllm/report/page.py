@@ -6,8 +6,10 @@ from typing import Any
 
 from mllm.report.charts import curve_section
 from mllm.report.closing import limits_section, settings_section, times_section
+from mllm.report.completions import completion_section
 from mllm.report.corpus import corpus_section
 from mllm.report.inputs import Export, Run, Times
+from mllm.report.ledger import ledger_section
 from mllm.report.markup import Markup, h, render
 from mllm.report.samples import picture_section
 from mllm.report.scores import headline, score_section
@@ -84,6 +86,8 @@ def _sections(
         ("scores", "Scores", score_section(cells) if cells else None),
         ("pictures", "What it says about pictures", pictures or None),
         ("curves", "Learning curves", curve_section(inputs.runs) if inputs.runs else None),
+        ("said", "What it said while it trained", completion_section(inputs.runs, num_pictures)),
+        ("ledger", "What was set aside", ledger_section(inputs.runs)),
         ("corpus", "What it was trained on", corpus_section(report) if report else None),
         ("times", "How long it took", times_section(inputs.times) if inputs.times else None),
         ("limits", "What it is not", limits_section(cells, inputs.runs, report)),

@@ -4,9 +4,7 @@ The draw is an order of sample keys by hash, a function of (seed, key) alone, so
 the model can move a picture onto the page or off it.
 """
 
-import base64
 import hashlib
-import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from evals.scoring import holds_name, plain
 from mllm.errors import BadSample, UserError
 from mllm.report.inputs import read_json_lines
 from mllm.report.markup import Child, Markup, h, join
+from mllm.report.pictures import data_url
 from mllm.report.verdict import SPLITS, SUITES, Cell
 
 MAX_SIDE = 160  # pixels of a picture on the page
@@ -86,20 +85,13 @@ def read_pictures(corpus_dir: Path, keys: list[str]) -> dict[str, Picture]:
 
 
 def _read_picture(corpus: Any, i: int) -> Picture:
-    from mllm.images import open_picture
-
     try:
         document = corpus.document(i)
         if not document.images:
             return Picture(None, "the sample has no picture", document.meta)
-        picture = open_picture(document.images[0])
+        return Picture(data_url(document.images[0], MAX_SIDE, "PNG"), None, document.meta)
     except (BadSample, ValueError) as error:
         return Picture(None, str(error), {})
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return Picture(f"data:image/png;base64,{encoded}", None, document.meta)
 
 
 def probabilities(row: Row, norm: str) -> list[tuple[str, float]]:

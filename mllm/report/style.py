@@ -104,6 +104,10 @@ figure svg text { font-family: inherit !important; fill: var(--muted) !important
   border-radius: 8px; padding: .9rem; font-size: .9rem; }
 .card > div:last-child { flex: 1; min-width: 0; }
 .card p { margin: 0 0 .3rem; }
+.card.told { margin: 1rem 0; }
+.card.told table { margin: .4rem 0 0; }
+.card.told td { padding: .2rem .9rem .2rem 0; }
+.card.told tr:last-child td { border-bottom: 0; }
 .shown { flex: none; width: 88px; }
 .shown img { width: 88px; height: 88px; object-fit: contain; background: #fff; border-radius: 4px; }
 .no-picture { width: 88px; min-height: 88px; border-radius: 4px; background: var(--fill);

@@ -41,7 +41,6 @@ def training_section(runs: list[Run], export: Export | None) -> Markup:
             run_table(runs) if runs else None,
             model_words(export) if export else None,
             [mixture_table(run) for run in runs if run.tokens_by_source],
-            [dropped_table(run) for run in runs if run.dropped],
         ]
     )
 
@@ -102,7 +101,7 @@ def run_table(runs: list[Run]) -> Markup:
                 ", ".join(validations) or "–",
                 duration(run.seconds) if run.seconds else "–",
                 f"{skipped:,}",
-                f"{sum(run.dropped.values()):,}",
+                f"{len(run.ledger):,}",
             ]
         )
     columns = ["Run", "Progress", "Scored tokens", "Loss at the end", "Last validation"]
@@ -140,10 +139,3 @@ def mixture_table(run: Run) -> Markup:
     note = f"Scored tokens are those the model had to predict. Weights are shares of {unit}."
     body = table(columns, rows, numeric=(1, 3))
     return join([h("h3", f"What {run.label} read"), body, h("p", note, class_="note")])
-
-
-def dropped_table(run: Run) -> Markup:
-    rows = [[reason, f"{count:,}"] for reason, count in run.dropped.most_common()]
-    return join(
-        [h("h3", f"Set aside in {run.label}"), table(["Reason", "Count"], rows, numeric=(1,))]
-    )

@@ -15,6 +15,7 @@ from mllm.model.flops import step_flops
 from mllm.model.init import build
 from mllm.objectives import LanguageModelling
 from mllm.optim import freeze
+from mllm.stages.generation import complete_captions
 from mllm.stages.stage import Stage, preparation
 from mllm.stages.validation import token_loss
 from mllm.stream.batch import Batch
@@ -81,6 +82,7 @@ def language_stage(config: Config) -> Stage:
         summary=summary,
         prepare=preparation(config),
         validate=token_loss(config) if config.data.validation else None,
+        generate=complete_captions(config, model),
     )
 
 

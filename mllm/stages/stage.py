@@ -10,10 +10,12 @@ from mllm import dist
 from mllm.config import Config
 from mllm.engine import Engine
 from mllm.objectives import Contrastive, LanguageModelling
+from mllm.stages.generation import Generate
 from mllm.stream.augment import augment
 
-# A stage validates with a function from the engine to named scores.
-Validate = Callable[[Engine], dict[str, float]]
+# A stage validates with a function from the engine to fields of metrics.jsonl, of which
+# "validation" is one: each holds scores by name.
+Validate = Callable[[Engine], dict[str, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Stage:
     summary: Callable[[list[float]], dict[str, Any]]
     prepare: Callable[[Any], Any]  # augmentation and the move to the device
     validate: Validate | None
+    generate: Generate | None = None
 
 
 def preparation(config: Config) -> Callable[[Any], Any]:

@@ -1,5 +1,8 @@
 """How stages validate: held-out loss of the language stages, held-out naming of the vision one."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -18,7 +21,12 @@ ZERO_SHOT_QUERIES = 500
 
 
 def token_loss(config: Config) -> Validate:
-    """Nats per scored token of each validation source, over the same rows every time."""
+    """Loss of each validation source, over the same rows every time and on any number of ranks.
+
+    `validation` is in nats per scored token; `validation_bits_per_byte` spreads the same nats over
+    the UTF-8 bytes of the text that was scored, which no tokenizer changes. `</s>` counts in both
+    losses and has no bytes. A source without scored tokens has no score.
+    """
 
     def stream_of(source: SourceConfig) -> TokenStream:
         settings = stream_settings(config)
@@ -29,10 +37,13 @@ def token_loss(config: Config) -> Validate:
 
     streams = {source.name: stream_of(source) for source in config.data.validation}
 
-    def validate(engine: Engine) -> dict[str, float]:
-        scores = {}
+    def validate(engine: Engine) -> dict[str, dict[str, float]]:
+        losses_by_source, bits_by_source = {}, {}
         for name, stream in streams.items():
-            loss, count = 0.0, 0.0
+            # No row twice, and none that only fills up the micro-batches of all ranks.
+            num_rows = min(config.train.validation_rows, stream.sources[0].plan.num_rows)
+            text_bytes = torch.from_numpy(stream.tokenizer.text_bytes)  # int64 (V,)
+            nats, num_tokens, num_bytes = 0.0, 0.0, 0.0
             micro = config.train.micro_batch_size
             for micro_step in range(stream.grad_accum_steps(dist.world_size(), micro)):
                 batch = stream.batch(
@@ -42,12 +53,18 @@ def token_loss(config: Config) -> Validate:
                     world_size=dist.world_size(),
                     micro_batch_size=micro,
                 )
+                is_counted = torch.tensor([info.row < num_rows for info in batch.rows])  # (B,)
+                batch = replace(batch, loss_mask=batch.loss_mask & is_counted[:, None])
                 _, losses = engine(batch.to(dist.device()))
-                loss += float(losses.sum())
-                count += len(losses)
-            loss, count = dist.all_reduce_sum([loss, count])
-            scores[name] = loss / max(1.0, count)
-        return scores
+                nats += float(losses.double().sum())
+                num_tokens += len(losses)
+                num_bytes += int(text_bytes[batch.target_ids[batch.loss_mask]].sum())
+            nats, num_tokens, num_bytes = dist.all_reduce_sum([nats, num_tokens, num_bytes])
+            if num_tokens:
+                losses_by_source[name] = nats / num_tokens
+            if num_bytes:
+                bits_by_source[name] = nats / math.log(2) / num_bytes
+        return {"validation": losses_by_source, "validation_bits_per_byte": bits_by_source}
 
     return validate
 
@@ -74,7 +91,7 @@ def zero_shot(config: Config, stream: PairStream) -> Validate:
     num_candidates = len(queries[0][1])
     texts = [f"An image of {name}" for _, candidates in queries for name in candidates]
 
-    def validate(engine: Engine) -> dict[str, float]:
+    def validate(engine: Engine) -> dict[str, dict[str, float]]:
         model = engine.module.model
         assert isinstance(model, ContrastiveModel)
         dtype = model.image_projection.weight.dtype
@@ -88,6 +105,6 @@ def zero_shot(config: Config, stream: PairStream) -> Validate:
             names = model.embed_texts(token_ids, lengths).unflatten(0, (-1, num_candidates))
             scores = torch.einsum("be,bce->bc", images.float(), names.float())
             num_right += int((scores.argmax(1) == 0).sum())
-        return {"zero_shot_5way": num_right / len(queries)}
+        return {"validation": {"zero_shot_5way": num_right / len(queries)}}
 
     return validate
