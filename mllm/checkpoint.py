@@ -103,9 +103,11 @@ def resume(checkpoint: Path, engine: Engine) -> TrainState:
     """
     state = _resume(checkpoint, engine)
     average = checkpoint / AVERAGE
-    if engine.average is not None and not average.is_file():
+    if engine.average is not None and average.is_file():
+        engine.average.load(_named_in_engine(average, engine), engine.pieces())
+    elif engine.average is not None:
         dist.say(f"mllm: train.ema_decay: {checkpoint} has no average; it begins here")
-    engine.load_average(_named_in_engine(average, engine) if average.is_file() else None)
+        engine.average.restart()
     return state
 
 

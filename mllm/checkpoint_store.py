@@ -24,8 +24,28 @@ from mllm.checkpoint import newest_valid
 from mllm.errors import UserError
 from mllm.files import in_threads, size_text, write_aside, write_hashed
 
-RUN_FILES = ("config.yaml", "stream.json", "metrics.jsonl", "ledger.jsonl")
+RUN_FILES = (
+    "config.yaml",
+    "stream.json",
+    "metrics.jsonl",
+    "ledger.jsonl",
+    "rollbacks.json",
+    "run_id",
+)
 RANGE_BYTES = 32 << 20  # of one request; as many are in memory as files are read at once
+
+
+def take_back(url: str, step: int) -> None:
+    """Makes checkpoints beyond `step` none: a run that was rolled back must not fetch them.
+
+    Raises:
+        OSError, UserError: the store would not.
+    """
+    url, settings = url.rstrip("/"), RemoteSettings.from_environment()
+    for name in stored_checkpoints(url, settings):
+        folder = f"{url}/{name}"
+        if name > f"step-{step:08d}" and files.MANIFEST in list_folder(folder, settings):
+            remove_object(f"{folder}/{files.MANIFEST}", settings)
 
 
 class Uploader:
@@ -57,12 +77,13 @@ class Uploader:
             self._next = checkpoint
             self._changed.notify()
 
-    def finish(self) -> None:
-        """Waits until all is uploaded, or given up."""
+    def finish(self, seconds: float) -> bool:
+        """Waits so long at most; True once all is uploaded, or given up."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def news(self) -> list[str]:
         """Lines about uploads, each once."""

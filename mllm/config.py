@@ -244,6 +244,8 @@ ALLOWED_ON_RESUME = {
     "run_dir",
     "init_from",  # read at step 0 only
     "vision_weights",  # likewise
+    "tokenizer",  # where it lies; another one is refused by stream.json
+    "data.validation",
     "data.num_workers",
     "data.index_dir",
     "data.exclude_steps",  # from the resume point on; the stream refuses others
@@ -278,6 +280,7 @@ ALLOWED_ON_RESUME = {
 }
 WARNED_ON_RESUME = {
     "train.num_steps": "the learning-rate schedule bends here",
+    "train.peak_lr": "the learning rate changes here",
     "data.mixture": "the run goes on with another mixture",
     "data.unit": "the weights share out something else from here on",
     "seed": "dropout changes here, the order of each source from its next epoch on",

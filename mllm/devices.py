@@ -61,10 +61,13 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> float:
     a CPU shares among the ranks on it.
     """
     if device.type == "cuda":
-        words = re.split(r"[\s-]+", torch.cuda.get_device_name(device).replace("RTX ", "RTX"))
+        name = torch.cuda.get_device_name(device)
+        is_other = re.search(r"PCIe|NVL|Laptop", name)  # slower than the sheet's
+        words = re.split(r"[\s-]+", name.replace("RTX ", "RTX"))
         names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-        for name, known in DEVICES.items():
-            if name.split("-")[0] in words and names[dtype] in known.flops:
+        for known_name, known in DEVICES.items():
+            is_it = known_name.split("-")[0] in words and not is_other
+            if is_it and names[dtype] in known.flops:
                 return known.flops[names[dtype]]
         return measured_product(device, dtype, 8192)
     # A CPU that emulates bf16 does a 2048-cubed product in seconds.

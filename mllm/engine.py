@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -121,12 +121,18 @@ def deepspeed_config(config: Config, precision: str, world_size: int) -> dict[st
             f"ranks x train.micro_batch_size {train.micro_batch_size}; "
             f"use {nearest}"
         )
-    if precision == "bf16" and config.zero.stage == 0:
+    if precision != "fp32" and config.zero.stage == 0:
         raise UserError(
-            "train.precision bf16 with zero.stage 0 has no fp32 gradient accumulation in "
+            f"train.precision {precision} with zero.stage 0 has no fp32 gradient accumulation in "
             "DeepSpeed; use zero.stage 1, or fp32"
         )
     settings = zero_settings(config)
+    offload = settings["zero_optimization"].get("offload_optimizer") or {}
+    if train.ema_decay and offload.get("device") == "nvme":
+        raise UserError(
+            "train.ema_decay averages weights that a rank holds in memory, not on NVMe; take it "
+            "away, or offload_optimizer to nvme"
+        )
     if train.activation_checkpointing == "selective" and config.zero.stage == 3:
         # DeepSpeed's own linear adds the bias in place, to a product that is kept.
         settings["zero_optimization"]["memory_efficient_linear"] = False
@@ -188,7 +194,7 @@ class Engine:
         self._stage0_norm = math.nan
         self.average: WeightAverage | None = None
         if config.train.ema_decay:
-            self.average = WeightAverage(self._pieces(), config.train.ema_decay)
+            self.average = WeightAverage(self.pieces(), config.train.ema_decay)
 
     @property
     def zero_fingerprint(self) -> str:
@@ -247,7 +253,7 @@ class Engine:
 
     def _coming_moments(self) -> list[torch.Tensor]:
         optimizer = self._optimizer if self.stage == 0 else self._optimizer.optimizer
-        vectors = {id(vector): vector for _, _, _, vector, _ in self._pieces()}.values()
+        vectors = {id(vector): vector for _, _, _, vector, _ in self.pieces()}.values()
         return [
             torch.empty_like(vector)
             for vector in vectors
@@ -349,7 +355,7 @@ class Engine:
         for key in ("offload_optimizer", "offload_param"):
             if (zero.get(key) or {}).get("device") == "nvme":
                 return f"{key} to nvme"
-        return "fp16 with zero.stage 0" if (self.precision, self.stage) == ("fp16", 0) else None
+        return None
 
     @torch.no_grad()
     def fill(self, saved: SavedState, num_steps: int, num_skipped: int) -> None:
@@ -366,14 +372,15 @@ class Engine:
                 if self.stage < 3 or dist.rank() == 0:
                     parameter.copy_(saved.weight(name))
         optimizer = self._optimizer if self.stage == 0 else self._optimizer.optimizer  # AdamW
-        for name, start, numel, vector, offset in self._pieces():
+        for name, start, numel, vector, offset in self.pieces():
             vector.view(-1)[offset : offset + numel] = saved.weight(name).view(-1)[start:][:numel]
-            if saved.step is None:
-                continue
             state = optimizer.state[vector]
-            if not state:  # AdamW makes it at its first step; each has a `step` of its own
-                state["step"] = torch.tensor(saved.step)
+            if saved.step is None:
+                state.clear()  # AdamW makes it at its first step
+                continue
+            if not state:
                 state.update({key: torch.zeros_like(vector) for key in MOMENTS})
+            state["step"] = torch.tensor(saved.step)  # each has one of its own
             for key in MOMENTS:
                 run = saved.moment(name, key, start, numel)
                 state[key].view(-1)[offset : offset + numel] = run
@@ -383,16 +390,7 @@ class Engine:
         self._engine.global_samples = num_steps * self.settings["train_batch_size"]
         self._engine.skipped_steps = num_skipped
 
-    def load_average(self, saved: Mapping[str, torch.Tensor] | None) -> None:
-        """Goes on from a saved average, with each parameter whole; None: from the weights."""
-        if self.average is None:
-            return
-        if saved is None:
-            self.average.restart()
-        else:
-            self.average.load(saved, self._pieces())
-
-    def _pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[Piece]:
         """What this rank keeps in float32 of each trainable parameter."""
         optimizer = self._optimizer
         parameters: dict[str, Any] = dict(self.module.named_parameters())
@@ -452,7 +450,9 @@ class Engine:
             assert value is not None, name
             if dist.rank() == 0:
                 value = value.detach().float()
-                weights[name] = value.clone() if copies is None else copies.copy_alone(value).cpu()
+                weights[name] = (
+                    value.clone() if copies is None else copies.copy_alone(value)
+                ).cpu()
         return weights
 
 

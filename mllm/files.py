@@ -170,3 +170,22 @@ def in_threads(
     if problems:
         raise problems[0]
     return [results[number] for number in sorted(results)]
+
+
+def append_line(path: str | Path, text: str) -> None:
+    """Appends a line to a log in one write, so that lines of several ranks do not mix.
+
+    A disk that does not take it is told, and holds up nothing: what is logged goes on.
+    """
+    line = text.encode("utf-8", "backslashreplace") + b"\n"
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            if os.write(handle, line) < len(line):
+                os.ftruncate(handle, size)  # half a line would spoil the next one
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(handle)
+    except OSError as error:
+        print(f"mllm: a line of {path} is lost: {error.strerror}; free space there", flush=True)

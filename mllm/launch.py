@@ -4,12 +4,14 @@ The `deepspeed` runner does not pass signals on: its ranks would train on as orp
 """
 
 import argparse
+import itertools
 import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,7 @@ from mllm.preflight import check_config
 TRAIN = Path(__file__).resolve().parent / "train.py"
 MASTER_PORT = 29500  # of several nodes; one node takes a free port
 GRACE_SECONDS = 30.0  # for the other ranks once one has failed
+KILL_SECONDS = 5.0  # after a second signal, which means now
 STACK_SECONDS = 3.0  # for a stack, of those that have not ended then
 EXAMPLES = """\
 mllm train mllm/configs/demo_cpu.yaml --num-ranks 2
@@ -168,8 +171,14 @@ def run_ranks(
             start_new_session=True,
         )
 
+    num_signals = itertools.count(1)
+
     def pass_on(number: int, _: FrameType | None) -> None:
         _signal_running(ranks, signal.SIGTERM if number == signal.SIGINT else number)
+        if next(num_signals) == 2:  # a rank inside a collective does not hear it
+            kill = threading.Timer(KILL_SECONDS, _signal_running, (ranks, signal.SIGKILL))
+            kill.daemon = True
+            kill.start()
 
     handled = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = {number: signal.signal(number, pass_on) for number in handled}

@@ -25,6 +25,7 @@ from mllm import dist
 from mllm.errors import UserError
 
 LOCK_FILE = "lock"
+STOP_FILE = "stop"  # what `mllm stop` leaves; the loop looks for it at each step boundary
 TOUCH_SECONDS = 10.0
 WATCH_SECONDS = 90.0  # NFS may show the time of a file as it was a minute ago
 
@@ -101,6 +102,7 @@ class _Lock:
                 os.close(self._handle)
                 self._watch(holder)
                 self._take()
+            (run_dir / STOP_FILE).unlink(missing_ok=True)  # meant for a job before this one
             text = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n"
             os.ftruncate(self._handle, 0)
             os.pwrite(self._handle, text.encode(), 0)

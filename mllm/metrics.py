@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mllm.files import append_line
 from mllm.sinks import Sink
 
 
@@ -15,28 +16,22 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, *, is_writer: bool, sinks: Sequence[Sink] = ()):
         self._path = run_dir / "metrics.jsonl"
-        self._file = self._path.open("a", encoding="utf-8") if is_writer else None
+        self._is_writer = is_writer
         self._sinks = sinks
 
     def write(self, values: dict[str, Any]) -> None:
-        if self._file is None:
+        if not self._is_writer:
             return
-        self._file.write(json.dumps(_finite(values)) + "\n")
-        self._file.flush()
+        append_line(self._path, json.dumps(_finite(values)))
         for sink in self._sinks:
             sink.write(values)
 
     def rewind(self, step: int) -> None:
         """Moves the lines beyond `step` aside: those steps are run again."""
-        if self._file is not None:
-            self._file.close()
+        if self._is_writer:
             cut_after(self._path, step)
-            self._file = self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
         for sink in self._sinks:
             sink.close()
 

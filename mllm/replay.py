@@ -21,6 +21,7 @@ from mllm.command import stdout_is_json
 from mllm.config import Config
 from mllm.engine import resolve_precision
 from mllm.errors import UserError
+from mllm.rollback import read_rollbacks
 from mllm.run_folder import read_stream_state, with_all_sources
 from mllm.stages import Stage, build_stage
 from mllm.step_memory import DTYPES
@@ -37,6 +38,13 @@ def main(config: Config, step: int, as_json: bool) -> int:
     """
     if step < 1:
         raise UserError(f"--replay {step}: steps of metrics.jsonl begin with 1")
+    for entry in read_rollbacks(Path(config.run_dir)):
+        if entry["back_to_step"] < step <= entry["last_step"]:
+            print(
+                f"mllm: the run was rolled back from step {entry['last_step']} to "
+                f"{entry['back_to_step']}: this is the step {step} that came afterwards",
+                file=sys.stderr,
+            )
     with stdout_is_json():
         said, samples = replay(config, step)
         print(f"mllm: {said}", file=sys.stderr)

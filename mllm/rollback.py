@@ -12,6 +12,7 @@ from typing import Any
 from mllm import dist
 from mllm.checkpoint import TrainState, resume
 from mllm.checkpoint_files import checkpoints, problem_of
+from mllm.checkpoint_store import take_back
 from mllm.config import Config
 from mllm.engine import Engine
 from mllm.errors import UserError
@@ -27,13 +28,14 @@ class BadStretch:
     """Steps of metrics.jsonl, from the first bad one to the last, and what is wrong with them."""
 
     first_step: int
+    first_harm: int | None  # the first that moved the weights; None: all were skipped
     last_step: int
     reason: str
 
 
 def with_rollbacks(config: Config, run_dir: Path) -> Config:
     """The config with the windows that earlier rollbacks of the run left out."""
-    windows = [entry["left_out"] for entry in _read(run_dir)]
+    windows = [entry["left_out"] for entry in read_rollbacks(run_dir)]
     windows = [window for window in windows if window not in config.data.exclude_steps]
     data = replace(config.data, exclude_steps=[*config.data.exclude_steps, *windows])
     return replace(config, data=data)
@@ -55,8 +57,8 @@ def roll_back(
     run_dir = Path(config.run_dir)
     problem, point, entry = None, None, None
     if dist.rank() == 0:
-        done = _read(run_dir)
-        point = _last_good(run_dir, bad.first_step)
+        done = read_rollbacks(run_dir)
+        point = _last_good(run_dir, bad)
         where = f"{run_dir}/ledger.jsonl names their samples"
         advice = "lower train.peak_lr, leave their steps out by data.exclude_steps, or look at them"
         if len(done) >= config.train.max_rollbacks:
@@ -67,18 +69,24 @@ def roll_back(
             problem += advice
         else:
             windows = stream.state.excluded_steps
-            first, last = (stream_step(s - 1, windows) for s in (bad.first_step, bad.last_step))
+            back_to = int(point.name.removeprefix("step-"))
+            first_left = max(back_to, bad.first_step - 1)  # training steps; as `--steps` has them
+            first, last = (stream_step(s, windows) for s in (first_left, bad.last_step - 1))
             entry = {
                 "reason": bad.reason,
                 "first_step": bad.first_step,
                 "last_step": bad.last_step,
-                "back_to_step": int(point.name.removeprefix("step-")),
+                "back_to_step": back_to,
                 "left_out": f"{first}:{last + 1}",
             }
-            write_json(run_dir / ROLLBACKS, [*done, entry])
-            for folder in checkpoints(run_dir / "checkpoints"):
+            # In this order: killed in between, the run goes on into the bad stretch once more.
+            for folder in reversed(checkpoints(run_dir / "checkpoints")):
                 if folder.name > point.name:
                     folder.rename(folder.with_name(f"bad-{folder.name}"))
+            if config.train.checkpoint_store:
+                problem = _take_back(config.train.checkpoint_store, back_to)
+            if problem is None:
+                write_json(run_dir / ROLLBACKS, [*done, entry])
     problem, point, entry = dist.broadcast_object((problem, point, entry))
     if problem is not None:
         raise UserError(problem)
@@ -90,14 +98,28 @@ def roll_back(
     )
 
 
-def _last_good(run_dir: Path, first_bad_step: int) -> Path | None:
+def _last_good(run_dir: Path, bad: BadStretch) -> Path | None:
+    """The newest checkpoint without harm: skipped steps leave the weights as they were."""
+    stop = bad.last_step if bad.first_harm is None else bad.first_harm
     for folder in reversed(checkpoints(run_dir / "checkpoints")):
-        if int(folder.name.removeprefix("step-")) < first_bad_step and not problem_of(folder):
+        if int(folder.name.removeprefix("step-")) < stop and not problem_of(folder):
             return folder
     return None
 
 
-def _read(run_dir: Path) -> list[dict[str, Any]]:
+def _take_back(store: str, step: int) -> str | None:
+    try:
+        take_back(store, step)
+    except (OSError, UserError) as error:
+        return (
+            f"train.checkpoint_store {store}: its checkpoints after step {step} could not be taken "
+            f"back ({error}), so that the run could not be rolled back; mend the store and go on"
+        )
+    return None
+
+
+def read_rollbacks(run_dir: Path) -> list[dict[str, Any]]:
+    """One entry a rollback. UserError where the file is damaged."""
     path = run_dir / ROLLBACKS
     if not path.exists():
         return []

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
-import os
+import socket
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from mllm.config import (
 )
 from mllm.engine import check_attention_backend
 from mllm.errors import UserError
-from mllm.files import write_aside
+from mllm.files import append_line, write_aside
 from mllm.rollback import with_rollbacks
 from mllm.stream.state import StreamState
+
+SHARED_SECONDS = 30.0  # NFS may show a folder as it was a while ago
 
 
 def continue_folder(run_dir: Path, config: Config, precision: Precision) -> Config:
@@ -60,7 +64,31 @@ def continue_folder(run_dir: Path, config: Config, precision: Precision) -> Conf
         except OSError as error:
             raise UserError(f"run_dir {run_dir}: {error.strerror}; choose another one") from None
     dist.barrier()
+    _check_shared(path)
     return config
+
+
+def _check_shared(path: Path) -> None:
+    """Whether all ranks see what rank 0 wrote. All ranks call it.
+
+    Raises:
+        UserError: a node has a folder of its own there, and checkpoints would be of a part.
+    """
+    expected = dist.broadcast_object(path.read_bytes() if dist.rank() == 0 else None)
+    end, problem = time.monotonic() + SHARED_SECONDS, None
+    while True:
+        with suppress(OSError):
+            if path.read_bytes() == expected:
+                break
+        if time.monotonic() > end:
+            problem = (
+                f"run_dir {path.parent}: {socket.gethostname()} does not see what rank 0 wrote "
+                "there; name a folder that all nodes share"
+            )
+            break
+        time.sleep(0.2)
+    if problem := dist.first_problem(problem):
+        raise UserError(problem)
 
 
 def read_stream_state(run_dir: Path) -> StreamState:
@@ -110,11 +138,5 @@ class Ledger:
         self.num_bad_samples = 0
 
     def write(self, entry: dict[str, Any]) -> None:
-        line = json.dumps({**entry, "rank": dist.rank()}, ensure_ascii=False) + "\n"
-        # One write of one line in append mode: lines of several ranks do not mix.
-        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.encode())
-        finally:
-            os.close(handle)
+        append_line(self._path, json.dumps({**entry, "rank": dist.rank()}, ensure_ascii=False))
         self.num_bad_samples += "key" in entry

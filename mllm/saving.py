@@ -12,6 +12,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from mllm.snapshot import HostCopies
 from mllm.zero_memory import parameter_numels
 
 LOOK_SECONDS = 0.02  # between rank 0's looks for what the others have written
+UPLOAD_SECONDS = 5.0  # between two signs of life while the last upload runs
 CLOSE_SECONDS = 60.0  # that a run which failed gives a checkpoint under way
 
 
@@ -151,10 +153,10 @@ class Saver:
         self._job = None
         return self._is_whole
 
-    def finish_uploads(self) -> None:
-        """Waits until the store has what it will get."""
-        if self._uploader is not None:
-            self._uploader.finish()
+    def finish_uploads(self, is_alive: Callable[[], None]) -> None:
+        """Waits until the store has what it will get, and calls `is_alive` now and then."""
+        while self._uploader is not None and not self._uploader.finish(UPLOAD_SECONDS):
+            is_alive()
 
     def close(self) -> None:
         """Gives a checkpoint under way some time, though this rank has failed elsewhere."""

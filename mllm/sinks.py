@@ -78,10 +78,11 @@ def open_sinks(
     names: list[SinkName], run_dir: Path, project: str, config: dict[str, Any], step: int
 ) -> list[Sink]:
     """The sinks of a run that goes on after `step`. Their libraries are imported in threads."""
+    run_id = _run_id(run_dir) if {"wandb", "trackio"} & set(names) else ""
     openers: dict[SinkName, Callable[[], Tracker]] = {
         "tensorboard": lambda: _TensorBoard(run_dir, step),
-        "wandb": lambda: _Wandb(run_dir, project, config),
-        "trackio": lambda: _Trackio(run_dir, project, config),
+        "wandb": lambda: _Wandb(run_dir, project, config, run_id),
+        "trackio": lambda: _Trackio(run_dir, project, config, run_id),
     }
     return [Sink(name, openers[name]) for name in names]
 
@@ -102,13 +103,13 @@ class _TensorBoard:
 
 
 class _Wandb:
-    def __init__(self, run_dir: Path, project: str, config: dict[str, Any]):
+    def __init__(self, run_dir: Path, project: str, config: dict[str, Any], run_id: str):
         import wandb
 
         self._run = wandb.init(
             project=project,
             name=run_dir.name,
-            id=_run_id(run_dir),
+            id=run_id,
             resume="allow",
             dir=str(run_dir),
             config=config,
@@ -124,10 +125,10 @@ class _Wandb:
 
 
 class _Trackio:
-    def __init__(self, run_dir: Path, project: str, config: dict[str, Any]):
+    def __init__(self, run_dir: Path, project: str, config: dict[str, Any], run_id: str):
         import trackio
 
-        name = f"{run_dir.name}-{_run_id(run_dir)}"
+        name = f"{run_dir.name}-{run_id}"
         self._run = trackio.init(project=project, name=name, resume="allow", config=config)
 
     def log(self, values: dict[str, float], step: int) -> None:

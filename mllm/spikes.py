@@ -10,6 +10,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +25,39 @@ class LossWatch:
 
     Args:
         train: `spike_sigmas`, `spike_window` and how many bad steps in a row are too many.
-        history: losses before, oldest first; of a run that goes on.
+        past: the lines of metrics.jsonl that a run goes on after, oldest first.
 
     Attributes:
         bad_in_a_row: bad steps up to now, of whatever kind.
-        is_spiking: some of them moved the weights, so that a checkpoint would keep the harm.
+        first_harm: the first of them that moved the weights, counted from the first bad one as 0;
+            from it on a checkpoint would keep the harm. None: they were all skipped.
     """
 
-    def __init__(self, train: TrainConfig, history: Iterable[float] = ()):
+    def __init__(self, train: TrainConfig, past: Iterable[dict[str, Any]] = ()):
         self._train = train
-        self._usual = deque(history, maxlen=train.spike_window)
+        self._usual: deque[float] = deque(maxlen=train.spike_window)
         self._spikes_in_a_row = self._skipped_in_a_row = self.bad_in_a_row = 0
-        self.is_spiking = False
+        self.first_harm: int | None = None
+        for line in past:
+            self._count(line["loss"], line.get("problem"), bool(line["applied"]))
 
     def look(self, loss: float, *, applied: bool) -> str | None:
         """What is wrong with the step, for the ledger; None: nothing."""
         problem = self._problem(loss, applied)
+        self._count(loss, problem, applied)
+        return problem
+
+    def _count(self, loss: float, problem: str | None, applied: bool) -> None:
         if problem is None:
             self._usual.append(loss)
             self._spikes_in_a_row = self._skipped_in_a_row = self.bad_in_a_row = 0
-            self.is_spiking = False
-            return None
+            self.first_harm = None
+            return
+        if applied and self.first_harm is None:
+            self.first_harm = self.bad_in_a_row
         self.bad_in_a_row += 1
-        self.is_spiking |= applied
         self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
         self._spikes_in_a_row = self._spikes_in_a_row + 1 if applied else 0
-        return problem
 
     def too_many(self) -> str | None:
         """Why the run cannot go on like this, or None."""
@@ -76,13 +84,14 @@ class LossWatch:
         return f"loss spike: {loss:.3f}, the median of the last {len(self._usual)} is {median:.3f}"
 
 
-def usual_losses(metrics_path: Path, window: int) -> list[float]:
-    """The last losses of a run that were as usual, from its metrics.jsonl; none for a new run."""
-    losses: deque[float] = deque(maxlen=window)
+def recent_steps(metrics_path: Path, window: int) -> list[dict[str, Any]]:
+    """The last steps of a run, bad ones too, from its metrics.jsonl; none for a new run."""
+    steps: deque[dict[str, Any]] = deque(maxlen=2 * window)
     if metrics_path.exists():
         with open(metrics_path, encoding="utf-8") as file:
             for text in file:
-                line: dict[str, Any] = json.loads(text)
-                if isinstance(line.get("loss"), float) and not line.get("problem"):
-                    losses.append(line["loss"])
-    return list(losses)
+                with suppress(ValueError):  # half a line, where the disk was full
+                    line: dict[str, Any] = json.loads(text)
+                    if "loss" in line and (line["loss"] is not None or line.get("problem")):
+                        steps.append(line)
+    return list(steps)

@@ -12,9 +12,8 @@ from mllm import dist
 from mllm.command import Parser
 from mllm.errors import UserError
 from mllm.heartbeat import Heartbeats
-from mllm.lock import holder_of
+from mllm.lock import STOP_FILE, holder_of
 
-STOP_FILE = "stop"  # in the run folder; the loop looks for it at each step boundary
 RECENT_STEPS = 50  # the longest of which the time limit leaves room for
 SLURM_MARGIN_SECONDS = 60.0  # before the end of a SLURM job, for the ranks to come down
 FIRST_SAVE_SHARE = 0.1  # of the time that was given, for the first save, whose length nobody knows
@@ -34,8 +33,6 @@ class StopFlag:
         self._stop_file = run_dir / STOP_FILE
         self._is_set = False
         self._time = TimeLimit(time_limit)
-        if dist.rank() == 0:
-            self._stop_file.unlink(missing_ok=True)  # an old request is no request
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._on_signal)
 

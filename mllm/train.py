@@ -20,6 +20,7 @@ if str(Path(_HERE).parent) not in sys.path:
 import faulthandler
 import os
 import time
+from functools import partial
 
 import torch
 
@@ -41,7 +42,7 @@ from mllm.rollback import BadStretch, roll_back
 from mllm.run_folder import Ledger, continue_folder, read_stream_state
 from mllm.saving import Saver, check_room, checkpoint_size
 from mllm.sinks import open_sinks
-from mllm.spikes import LossWatch, usual_losses
+from mllm.spikes import LossWatch, recent_steps
 from mllm.stages import Stage, build_stage, generation
 from mllm.stages.isolation import isolated
 from mllm.stop import StopFlag
@@ -100,10 +101,12 @@ def _train(config: Config, watchdog: Watchdog) -> int:
         zero_stage=engine.stage,
         zero_fingerprint=engine.zero_fingerprint,
     )
+    changes: list[str] = []
     if resume_point is not None:
         state = checkpoint.resume(resume_point, engine)
         where = str(run_dir / "stream.json")
-        for note in stage.stream.resume(read_stream_state(run_dir), state.step, where):
+        changes = stage.stream.resume(read_stream_state(run_dir), state.step, where)
+        for note in changes:
             dist.say(f"mllm: {note}")
         dist.barrier()  # every rank has read it
     for entry in stage.stream.unmatched_takedowns():
@@ -116,7 +119,8 @@ def _train(config: Config, watchdog: Watchdog) -> int:
         cut_after(run_dir / generation.FILE_NAME, state.step)
     log = _open_log(run_dir, config, state.step)
     line = TerminalLine(config.train.num_steps, state.step)
-    loss_watch = _loss_watch(run_dir, config)
+    # Losses of other data are nothing to hold these against.
+    loss_watch = LossWatch(config.train) if changes else _loss_watch(run_dir, config)
     meter = StepMeter(engine)
     loader = _loader(config, stage, state.step)
 
@@ -138,6 +142,7 @@ def _train(config: Config, watchdog: Watchdog) -> int:
     try:
         if config.train.dry_pass and state.step < config.train.num_steps:
             dry_pass(config, stage, engine)
+        stop_flag.saved(None)  # nor was the start
         watchdog.touch(state.step + 1, "data loading")
         while state.step < config.train.num_steps:
             step, batches = next(loader)
@@ -161,7 +166,9 @@ def _train(config: Config, watchdog: Watchdog) -> int:
                 samples = [key for b in batches for row in b.rows for key in row.samples]
                 ledger.write({"step": state.step, "reason": problem, "samples": samples})
             if reason := loss_watch.too_many():
-                bad_steps = BadStretch(state.step - loss_watch.bad_in_a_row + 1, state.step, reason)
+                first, harm = state.step - loss_watch.bad_in_a_row + 1, loss_watch.first_harm
+                first_harm = None if harm is None else first + harm
+                bad_steps = BadStretch(first, first_harm, state.step, reason)
                 loader.close()
                 saver.finish()
                 state, done = roll_back(config, engine, stage.stream, bad_steps)
@@ -171,8 +178,9 @@ def _train(config: Config, watchdog: Watchdog) -> int:
                     write_json(run_dir / "stream.json", stage.stream.state.to_json())
                     cut_after(run_dir / generation.FILE_NAME, state.step)
                     ledger.write({"step": state.step, "reason": done})
-                loss_watch = _loss_watch(run_dir, config)
+                loss_watch, is_due = _loss_watch(run_dir, config), False
                 loader = _loader(config, stage, state.step)
+                stop_flag.saved(saver.longest_seconds)  # this was no step
                 continue
             is_last = state.step == config.train.num_steps
             if stage.validate and (is_last or state.step % config.train.validate_every == 0):
@@ -188,7 +196,7 @@ def _train(config: Config, watchdog: Watchdog) -> int:
                 saver.give_up()
             is_due |= state.step % config.train.checkpoint_every == 0
             # Among spikes it waits: the checkpoint before them is the one to go back to.
-            if is_last or must_stop or (is_due and not loss_watch.is_spiking):
+            if is_last or must_stop or (is_due and loss_watch.first_harm is None):
                 is_due = False
                 watchdog.touch(state.step, "checkpoint")
                 saver.save(engine, state, is_last=is_last or must_stop)
@@ -196,14 +204,14 @@ def _train(config: Config, watchdog: Watchdog) -> int:
             if is_last or must_stop:
                 if not saver.finish():
                     raise UserError(f"the last checkpoint of {run_dir} could not be written")
-                saver.finish_uploads()
+                saver.finish_uploads(partial(watchdog.touch, state.step, "upload"))
             for note in saver.news():
                 line.say(note)
             if must_stop and not is_last:
                 dist.say(f"saved step {state.step} and stopped; the same command goes on")
                 return EXIT_STOPPED
             watchdog.touch(state.step + 1, "data loading")
-    except UserError:
+    except Exception:
         saver.close()
         raise
     finally:
@@ -276,10 +284,10 @@ def _loader(config: Config, stage: Stage, start_step: int) -> Loader:
 
 def _loss_watch(run_dir: Path, config: Config) -> LossWatch:
     """Knows the losses so far, as rank 0 reads them."""
-    losses = None
+    past = None
     if dist.rank() == 0:
-        losses = usual_losses(run_dir / "metrics.jsonl", config.train.spike_window)
-    return LossWatch(config.train, dist.broadcast_object(losses))
+        past = recent_steps(run_dir / "metrics.jsonl", config.train.spike_window)
+    return LossWatch(config.train, dist.broadcast_object(past))
 
 
 def _open_log(run_dir: Path, config: Config, step: int) -> MetricsLog:

@@ -27,6 +27,7 @@ LOOK_SECONDS = 2.0  # between two looks at the others' beats, at least
 GRACE_SECONDS = 10.0  # for the loop to end by itself once another rank has failed
 TELL_SECONDS = 2.0  # for a node's first rank to tell what all its ranks have met
 EXIT_SECONDS = 30.0  # for the interpreter's end, which a dead process group may hold up
+WAITING_FILES = ("torch/distributed/distributed_c10d.py", "mllm/dist.py")
 MESSAGE_LENGTH = 300  # characters of an error, in another rank's line
 
 
@@ -277,7 +278,11 @@ def _is_in_collective() -> bool:
     for innermost in sys._current_frames().values():
         frame: FrameType | None = innermost
         while frame is not None:
-            if frame.f_code.co_filename.endswith("torch/distributed/distributed_c10d.py"):
+            # NCCL's calls return at once; what waits then is the code that reads the result.
+            if frame.f_code.co_filename.endswith(WAITING_FILES) or (
+                frame.f_code.co_filename.endswith("mllm/engine.py")
+                and frame.f_code.co_name == "result"
+            ):
                 return True
             frame = frame.f_back
     return False

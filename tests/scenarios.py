@@ -28,11 +28,11 @@ from mllm.config import Config, SourceConfig, parse_config
 from mllm.doctor.world import MODEL as DOCTORS_MODEL
 from mllm.engine import Engine, init_distributed
 from mllm.errors import UserError
+from mllm.lock import STOP_FILE
 from mllm.model.config import TextConfig
 from mllm.objectives import LanguageModelling
 from mllm.rollback import ROLLBACKS
 from mllm.stages import Stage, vision_stage
-from mllm.stop import STOP_FILE
 from mllm.stream.batch import Batch
 from mllm.stream.stream import TokenStream
 from mllm.train import train

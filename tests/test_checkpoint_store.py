@@ -12,7 +12,7 @@ import pytest
 
 from mllm.checkpoint import newest_valid
 from mllm.checkpoint_files import checkpoints, problem_of
-from mllm.checkpoint_store import fetch_newer, stored_checkpoints
+from mllm.checkpoint_store import fetch_newer, stored_checkpoints, take_back
 from mllm.config import TrainConfig
 from mllm.errors import UserError
 from mllm.saving import Saver
@@ -38,7 +38,7 @@ def train(run_dir: Path, store: str, steps: list[int], keep: int = 2) -> list[st
         begin(saver, engine, step)
         assert saver.finish()
         (run_dir / "metrics.jsonl").write_text(f'{{"step": {step}}}\n')
-    saver.finish_uploads()
+    saver.finish_uploads(lambda: None)
     return saver.news()
 
 
@@ -67,6 +67,18 @@ def test_a_new_disk_gets_what_the_old_one_had(tmp_path: Path, store: str) -> Non
     assert content(fetched) == content(old / "checkpoints" / fetched.name)
     assert (new / "stream.json").read_text() == "{}\n"
     assert (new / "config.yaml").exists()
+
+
+def test_what_a_rollback_took_back_is_not_fetched_again(tmp_path: Path, store: str) -> None:
+    """And the file that says what was left out comes along."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "rollbacks.json").write_text("[]\n")
+    train(tmp_path / "old", store, [10, 20, 30], keep=3)
+    take_back(store, 10)
+    fetch_newer(store, tmp_path / "new")
+    fetched = newest_valid(tmp_path / "new")
+    assert fetched is not None and fetched.name == "step-00000010"
+    assert (tmp_path / "new" / "rollbacks.json").read_text() == "[]\n"
 
 
 def test_what_the_disk_has_as_new_is_not_fetched_nor_a_folder_touched(

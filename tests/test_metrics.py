@@ -1,6 +1,7 @@
 """`metrics.jsonl`: each step stands once after a resume."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,17 @@ def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
     log.close()
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert line == {"step": 1, "loss": None, "loss_by_source": {"text": None}}
+
+
+def test_a_disk_that_takes_no_line_holds_up_nothing_and_leaves_no_half_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = MetricsLog(tmp_path, is_writer=True)
+    log.write({"step": 1})
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[: len(data) // 2]))
+    log.write({"step": 2})
+    monkeypatch.setattr(os, "write", write)
+    log.write({"step": 3})
+    assert [json.loads(x)["step"] for x in (tmp_path / "metrics.jsonl").open()] == [1, 3]
+    assert "a line of" in (said := capsys.readouterr().out) and "No space left" in said

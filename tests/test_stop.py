@@ -15,6 +15,7 @@ import yaml
 from mllm import stop
 from mllm.config import parse_config, parse_seconds
 from mllm.errors import UserError
+from mllm.lock import run_lock
 from mllm.stop import StopFlag, TimeLimit
 from tests.test_lock import hold
 
@@ -140,10 +141,11 @@ def test_a_signal_is_heard_at_the_boundary_and_a_second_one_at_once(tmp_path: Pa
         with pytest.raises(SystemExit):
             os.kill(os.getpid(), signal.SIGTERM)
         (tmp_path / "stop").touch()
-        flag = StopFlag(tmp_path, None)
-        assert not flag.agreed(False)[0]  # an old request
-        (tmp_path / "stop").touch()
-        assert flag.agreed(False)[0]
+        with run_lock(tmp_path):
+            flag = StopFlag(tmp_path, None)
+            assert not flag.agreed(False)[0]  # an old request
+            (tmp_path / "stop").touch()
+            assert flag.agreed(False)[0]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
