@@ -136,10 +136,10 @@ def test_it_ends_where_folder_and_reader_are_gone(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------- real training
 
 
-def config_file(world: World, run_dir: Path) -> Path:
+def config_file(world: World, run_dir: Path, hang_timeout_seconds: int = 600) -> Path:
     config = pretrain_config(world.root, run_dir)
     values = json.loads(json.dumps(config.to_dict()))
-    values["train"] |= {"num_steps": 10_000, "hang_timeout_seconds": 6}
+    values["train"] |= {"num_steps": 10_000, "hang_timeout_seconds": hang_timeout_seconds}
     path = run_dir.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(values))
     return path
@@ -167,7 +167,8 @@ def test_a_fault_of_rank_1_ends_the_job_by_its_name(
 ) -> None:
     run_dir = tmp_path / "run"
     log = tmp_path / "log"
-    command = [str(FAULTY_TRAIN), "1", "4", fault, str(config_file(world, run_dir))]
+    config = config_file(world, run_dir, 6 if fault in ("hang", "stop") else 600)
+    command = [str(FAULTY_TRAIN), "1", "4", fault, str(config)]
     with log.open("w") as output:
         code = run_ranks(command, 2, run_dir=run_dir, output=output, seconds=600)
     text = log.read_text()
