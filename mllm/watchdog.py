@@ -165,8 +165,10 @@ class Watchdog:
                 noted_at = noted_at or now
                 if dist.rank() in failure.ranks or now - noted_at > GRACE_SECONDS:
                     self._end(failure)
-            elif self._touched is not None and now - self._touched > self._timeout:
-                self._end(None)
+            elif (touched := self._touched) is not None and now - touched > self._timeout:
+                self._is_over.wait(LOOK_SECONDS)
+                if self._touched == touched:  # else it came on just now
+                    self._end(None)
 
     def _dead_sibling(self) -> Failure | None:
         """A rank of this node that was killed: where no launcher looks after them, as with srun."""
