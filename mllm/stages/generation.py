@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from corpora.document import Document, ImageSegment, Segment, TextSegment
+from corpora.document import Document
 from corpora.reader import Corpus
 from mllm import dist
 from mllm.config import Config
@@ -24,10 +24,10 @@ from mllm.errors import BadSample
 from mllm.files import json_text
 from mllm.images import normalise, read_pixels
 from mllm.model.multimodal import MultimodalModel
-from mllm.stream.encode import encode
+from mllm.stream.encode import TokenSequence, encode
 from mllm.stream.source import read
 from mllm.stream.takedown import read_takedowns
-from tokenizer.specials import EOS_ID, PAD_ID, SLOT_ID
+from tokenizer.specials import BOI_ID, EOI_ID, EOS_ID, NUM_SPECIALS, PAD_ID, SLOT_ID
 from tokenizer.tokenizer import Tokenizer
 
 FILE_NAME = "generations.jsonl"
@@ -127,35 +127,38 @@ def completable(
     Raises:
         ValueError: one of its pictures is broken.
     """
-    split = _split(document.segments)
+    sequence = encode(document, tokenizer, config.model.num_latents)
+    split = _split(sequence, tokenizer)
     if split is None:
         return None
-    begun, reference = split
-    sequence = encode(Document(document.key, begun), tokenizer, config.model.num_latents)
-    token_ids = sequence.token_ids[:-1]  # without `</s>`
+    start, reference = split
+    token_ids = sequence.token_ids[:start]
     if len(token_ids) + config.train.generation_tokens > config.model.seq_len:
         return None
-    size, resize = config.model.vision.image_size, config.data.resize
-    spelled = (part.text if isinstance(part, TextSegment) else "<image>" for part in begun)
+    between_pictures = np.split(token_ids, np.flatnonzero(token_ids == BOI_ID))
+    num_images = len(between_pictures) - 1
     names = {
         "source": source,
         "key": document.key,
-        "image": len(sequence.images) - 1,
-        "prompt": "".join(spelled),
+        "image": num_images - 1,
+        "prompt": "<image>".join(map(tokenizer.decode, between_pictures)),
         "reference": reference,
     }
-    pixels = [read_pixels(picture, size, resize) for picture in sequence.images]
+    size, resize = config.model.vision.image_size, config.data.resize
+    pixels = [read_pixels(picture, size, resize) for picture in sequence.images[:num_images]]
     return Completable(names, token_ids, np.stack(pixels))
 
 
-def _split(segments: tuple[Segment, ...]) -> tuple[tuple[Segment, ...], str] | None:
-    """What comes before the first scored text behind a picture, and that text."""
-    has_picture = False
-    for number, segment in enumerate(segments):
-        if isinstance(segment, ImageSegment):
-            has_picture = True
-        elif has_picture and segment.is_scored and segment.text.strip():
-            return segments[:number], segment.text
+def _split(sequence: TokenSequence, tokenizer: Tokenizer) -> tuple[int, str] | None:
+    """Where the first scored text behind a picture begins, and that text."""
+    token_ids = sequence.token_ids
+    is_behind = np.cumsum(token_ids == EOI_ID) > 0
+    is_scored_text = is_behind & sequence.is_scored & (token_ids >= NUM_SPECIALS)
+    edges = np.flatnonzero(np.diff(is_scored_text, prepend=False, append=False))
+    for start, stop in edges.reshape(-1, 2).tolist():
+        text = tokenizer.decode(token_ids[start:stop])
+        if text.strip():
+            return start, text
     return None
 
 
