@@ -125,6 +125,8 @@ def _run(step: Step) -> tuple[int, bool]:
 
     def pass_on(number: int, _: FrameType | None) -> None:
         asked.append(number)
+        # Not `print`: a handler may interrupt one.
+        os.write(2, f"\nmllm: {signal.Signals(number).name}, passed on to {step.name}\n".encode())
         if process is not None:
             _ask(process, step, len(asked), number)
 
