@@ -61,7 +61,7 @@ def probe() -> dict[str, float]:
     """
     import torch
 
-    from mllm.engine import resolve_precision
+    from mllm.engine_config import resolve_precision
 
     rates = {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):

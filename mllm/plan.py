@@ -13,7 +13,7 @@ from torch import nn
 
 from mllm.config import Config
 from mllm.devices import GIB, device_named
-from mllm.engine import deepspeed_config, resolve_precision
+from mllm.engine_config import deepspeed_config, resolve_precision
 from mllm.errors import UserError
 from mllm.model.flops import step_flops
 from mllm.model.init import count_parameters

@@ -11,7 +11,7 @@ import yaml
 from corpora.reader import Corpus
 from mllm import dist
 from mllm.config import Config, Precision, SourceConfig
-from mllm.engine import check_attention_backend, deepspeed_config, resolve_precision
+from mllm.engine_config import check_attention_backend, deepspeed_config, resolve_precision
 from mllm.errors import UserError
 from tokenizer.tokenizer import Tokenizer
 

@@ -19,7 +19,7 @@ from mllm.checkpoint import init_from
 from mllm.checkpoint_files import checkpoints, problem_of
 from mllm.command import stdout_is_json
 from mllm.config import Config
-from mllm.engine import resolve_precision
+from mllm.engine_config import resolve_precision
 from mllm.errors import UserError
 from mllm.rollback import read_rollbacks
 from mllm.run_folder import read_stream_state, with_all_sources

@@ -20,7 +20,7 @@ from mllm.config import (
     changed_keys,
     parse_config,
 )
-from mllm.engine import check_attention_backend
+from mllm.engine_config import check_attention_backend
 from mllm.errors import UserError
 from mllm.files import append_line, write_aside
 from mllm.rollback import with_rollbacks

@@ -24,7 +24,8 @@ from mllm import dist
 from mllm.checkpoint import DEEPSPEED_TAG, TIED, TrainState
 from mllm.checkpoint_store import Uploader
 from mllm.config import Config
-from mllm.engine import Captured, Engine, deepspeed_config
+from mllm.engine import Captured, Engine
+from mllm.engine_config import deepspeed_config
 from mllm.errors import UserError
 from mllm.files import size_text
 from mllm.plan import checkpoint_bytes

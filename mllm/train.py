@@ -30,7 +30,8 @@ from mllm.checkpoint_files import bytes_file, json_file
 from mllm.checkpoint_store import fetch_newer
 from mllm.config import Config, load_config
 from mllm.dry_pass import dry_pass
-from mllm.engine import Engine, init_distributed, resolve_precision, set_determinism
+from mllm.engine import Engine, init_distributed
+from mllm.engine_config import resolve_precision, set_determinism
 from mllm.errors import UserError
 from mllm.files import write_json
 from mllm.lock import run_lock
@@ -96,19 +97,7 @@ def _train(config: Config, watchdog: Watchdog) -> int:
     engine = Engine(stage.objective, config, config.train.precision)
     dist.say(f"stage {config.stage} in {run_dir}: {_sizes(stage, engine, config)}{init_note}")
 
-    state = TrainState(
-        world_size=dist.world_size(),
-        zero_stage=engine.stage,
-        zero_fingerprint=engine.zero_fingerprint,
-    )
-    changes: list[str] = []
-    if resume_point is not None:
-        state = checkpoint.resume(resume_point, engine)
-        where = str(run_dir / "stream.json")
-        changes = stage.stream.resume(read_stream_state(run_dir), state.step, where)
-        for note in changes:
-            dist.say(f"mllm: {note}")
-        dist.barrier()  # every rank has read it
+    state, changes = _state_at(resume_point, run_dir, stage, engine)
     for entry in stage.stream.unmatched_takedowns():
         dist.say(f"mllm: data.exclude: no source has {entry}")
     if dist.rank() == 0:
@@ -154,17 +143,7 @@ def _train(config: Config, watchdog: Watchdog) -> int:
                 values["problem"] = problem
             log.write(values)
             line.show(values)
-            for batch in batches:
-                for bad in batch.bad_samples:
-                    ledger.write({**bad, "step": state.step})
-            if ledger.num_bad_samples > config.train.max_bad_samples:
-                raise UserError(
-                    f"more than train.max_bad_samples {config.train.max_bad_samples} samples were "
-                    f"masked; {run_dir}/ledger.jsonl names them; mend the corpus or raise the limit"
-                )
-            if problem:
-                samples = [key for b in batches for row in b.rows for key in row.samples]
-                ledger.write({"step": state.step, "reason": problem, "samples": samples})
+            _note_problems(config, ledger, state.step, batches, problem)
             if reason := loss_watch.too_many():
                 first, harm = state.step - loss_watch.bad_in_a_row + 1, loss_watch.first_harm
                 first_harm = None if harm is None else first + harm
@@ -220,6 +199,43 @@ def _train(config: Config, watchdog: Watchdog) -> int:
         line.close()
     dist.say(f"done: step {state.step}, saved in {run_dir}/checkpoints")
     return 0
+
+
+def _state_at(
+    resume_point: Path | None, run_dir: Path, stage: Stage, engine: Engine
+) -> tuple[TrainState, list[str]]:
+    """Where training goes on, and what has changed in its data since: a line each."""
+    if resume_point is None:
+        state = TrainState(
+            world_size=dist.world_size(),
+            zero_stage=engine.stage,
+            zero_fingerprint=engine.zero_fingerprint,
+        )
+        return state, []
+    state = checkpoint.resume(resume_point, engine)
+    where = str(run_dir / "stream.json")
+    changes = stage.stream.resume(read_stream_state(run_dir), state.step, where)
+    for note in changes:
+        dist.say(f"mllm: {note}")
+    dist.barrier()  # every rank has read it
+    return state, changes
+
+
+def _note_problems(
+    config: Config, ledger: Ledger, step: int, batches: list, problem: str | None
+) -> None:
+    """Masked samples, and what was wrong with the step, with its samples."""
+    for batch in batches:
+        for bad in batch.bad_samples:
+            ledger.write({**bad, "step": step})
+    if ledger.num_bad_samples > config.train.max_bad_samples:
+        raise UserError(
+            f"more than train.max_bad_samples {config.train.max_bad_samples} samples were masked; "
+            f"{config.run_dir}/ledger.jsonl names them; mend the corpus or raise the limit"
+        )
+    if problem:
+        samples = [key for batch in batches for row in batch.rows for key in row.samples]
+        ledger.write({"step": step, "reason": problem, "samples": samples})
 
 
 def _step(

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from mllm.config import Precision, SourceConfig, changed_keys, load_config, parse_config
-from mllm.engine import deepspeed_config, resolve_precision, zero_settings
+from mllm.engine_config import deepspeed_config, resolve_precision, zero_settings
 from mllm.errors import UserError
 from mllm.optim import learning_rate
 from mllm.plan import plan

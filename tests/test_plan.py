@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mllm.bench import plan as bench
 from mllm.config import load_config
 from mllm.dist import free_port
-from mllm.engine import deepspeed_config
+from mllm.engine_config import deepspeed_config
 from mllm.errors import UserError
 from mllm.model.init import build
 from mllm.plan import _safetensors_header, advise, checkpoint_bytes, plan

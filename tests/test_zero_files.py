@@ -12,7 +12,7 @@ import yaml
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from mllm.config import ZeroConfig
-from mllm.engine import ZERO_CONFIG_DIR, deepspeed_config
+from mllm.engine_config import ZERO_CONFIG_DIR, deepspeed_config
 from tests.conftest import World
 from tests.scenarios import pretrain_config
 

@@ -9,7 +9,7 @@ import torch
 from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 
 from mllm.config import load_config
-from mllm.engine import resolve_precision
+from mllm.engine_config import resolve_precision
 from mllm.model.config import ModelConfig, VisionConfig
 from mllm.model.init import build
 from mllm.model.multimodal import MultimodalModel

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from mllm.engine import resolve_precision
+from mllm.engine_config import resolve_precision
 
 OPTIONAL = ("flash-attn", "xformers")
 

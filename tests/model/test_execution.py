@@ -9,7 +9,7 @@ import torch
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
 from mllm.config import parse_config
-from mllm.engine import deepspeed_config
+from mllm.engine_config import deepspeed_config
 from mllm.model import attention
 from mllm.model.attention import Documents
 from mllm.model.execution import KEPT, Checkpointing
