@@ -371,11 +371,17 @@ def init_distributed(timeout_seconds: float = 1800.0) -> None:
             watchdog, which knows more, speaks first. Also how long ranks wait for each other here.
 
     Raises:
-        UserError: not all ranks came.
+        UserError: not all ranks came, or a machine has more of them than GPUs.
     """
     import deepspeed
 
     if torch.cuda.is_available():
+        ranks_here, num_gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if ranks_here > num_gpus:
+            raise UserError(
+                f"{ranks_here} ranks on this machine, which has {num_gpus} GPUs; start at most "
+                f"{num_gpus} on it"
+            )
         torch.cuda.set_device(dist.local_rank())  # before the first collective
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     if dist.local_rank() == 0:

@@ -44,6 +44,11 @@ def check_config(config: Config, world_size: int) -> None:
             f"{config.train.global_batch_size} must be {world_size} ranks x "
             f"train.micro_batch_size {config.train.micro_batch_size} = {rows}"
         )
+    if config.stage == "vision" and config.train.activation_checkpointing != "none":
+        raise UserError(
+            f"train.activation_checkpointing {config.train.activation_checkpointing}: stage vision "
+            "has none; take it away and lower train.micro_batch_size for more ranks"
+        )
     check_tokenizer(config)
     if not config.data.mixture:
         raise UserError("data.mixture names no source; give each a name and the path of its shards")

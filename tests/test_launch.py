@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from mllm import engine
+from mllm.errors import UserError
 from tests.conftest import World
 from tests.scenarios import pretrain_config
 
@@ -91,3 +92,11 @@ def test_the_lock_of_a_killed_build_is_removed_and_that_of_a_running_one_is_not(
     engine._remove_stale_build_locks()
     assert [lock.exists() for lock in locks] == [False, True]
     assert "killed/lock was left by a build that was killed" in capsys.readouterr().out
+
+
+def test_more_ranks_than_gpus_are_refused_before_they_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="4 ranks on this machine, which has 2 GPUs"):
+        engine.init_distributed()

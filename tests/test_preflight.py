@@ -43,6 +43,11 @@ CASES = [
     (["init_from=absent"], 1, ("init_from absent: no such folder",)),
     (["init_from=UNINDEXED"], 1, ("init_from", "no checkpoint in it")),
     (["vision_weights=absent.pt"], 1, ("vision_weights absent.pt",)),
+    (
+        ["stage=vision", "train.micro_batch_size=4", "train.activation_checkpointing=full"],
+        1,
+        ("train.activation_checkpointing full", "stage vision"),
+    ),
     (["zero.config=absent.json"], 1, ("zero.config absent.json",)),
     (["zero.config=TEXT"], 1, ("zero.config", "not JSON")),
     (["zero.config=LIST"], 1, ("zero.config", "not a DeepSpeed config")),

@@ -12,7 +12,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from mllm.errors import UserError
 from mllm.model.config import VisionConfig
 from mllm.model.vision import VisionEncoder
+from mllm.stages import vision_stage
 from mllm.vision_weights import load_vision_weights
+from tests.conftest import World
+from tests.scenarios import vision_config
 
 # OpenAI's code fixes heads of 64.
 CONFIG = VisionConfig(
@@ -191,3 +194,14 @@ def test_what_is_no_clip_is_refused_in_a_line(tmp_path: Path) -> None:
         with pytest.raises(UserError) as raised:
             load_vision_weights(encoder, tmp_path / name)
         assert name in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_the_vision_stage_begins_from_them_too(tmp_path: Path, world: World) -> None:
+    save_file(openai_state_dict(), tmp_path / "clip.safetensors")
+    config = vision_config(world.root, tmp_path / "run", 12)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vision=CONFIG))
+    expected = VisionEncoder(CONFIG)
+    load_vision_weights(expected, tmp_path / "clip.safetensors")
+    config = dataclasses.replace(config, vision_weights=str(tmp_path / "clip.safetensors"))
+    begun = vision_stage(config).objective.model.vision.state_dict()
+    assert all(torch.equal(begun[name], value) for name, value in expected.state_dict().items())

@@ -12,6 +12,7 @@ from mllm.optim import freeze
 from mllm.stages.stage import Stage, preparation
 from mllm.stages.validation import zero_shot
 from mllm.stream.pairs import PairBatch, PairStream
+from mllm.vision_weights import load_vision_weights
 
 
 def contrastive_model(config: Config) -> ContrastiveModel:
@@ -48,6 +49,8 @@ def vision_stage(config: Config) -> Stage:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = contrastive_model(config)
+    if config.vision_weights:
+        load_vision_weights(model.vision, config.vision_weights)
 
     def totals(batch: PairBatch, losses: torch.Tensor) -> list[float]:
         loss, right = losses.sum(1).tolist()
