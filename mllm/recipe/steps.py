@@ -301,9 +301,12 @@ def _shown(path: Path) -> str:
 
 
 def _lasting(config: Config) -> dict[str, Any]:
-    """The config without what a run may be continued with as a matter of course."""
+    """The config without what a run may be continued with as a matter of course.
+
+    What it begins from stays in: such a run may be moved, but a finished one is of those inputs.
+    """
     values = config.to_dict()
-    for key in ALLOWED_ON_RESUME:
+    for key in ALLOWED_ON_RESUME - {"tokenizer", "init_from", "vision_weights"}:
         *sections, name = key.split(".")
         owner = values
         for section in sections:

@@ -75,7 +75,10 @@ def test_only_what_makes_another_run_changes_a_training_steps_fingerprint() -> N
     assert print_of(num_ranks=2) == print_of(deepspeed=["--num_gpus", 2]) == before
     for harmless in ("train.checkpoint_every=7", "zero.stage=3", "run_dir=runs/b"):
         assert print_of(overrides=[harmless]) == before
-    for other in ("train.peak_lr=1", "seed=1", "train.num_steps=3"):
+    for other in (
+        *("train.peak_lr=1", "seed=1", "train.num_steps=3"),
+        *("tokenizer=elsewhere", "vision_weights=clip.pt"),
+    ):
         assert print_of(overrides=[other]) != before
     Path("list.yaml").write_text("a: 1")
     eval_step = command("eval", "eval", "demo", "list.yaml")
