@@ -104,10 +104,7 @@ def balanced_order(key: str, support: Support) -> Iterator[int]:
     classes = _classes(support)
     names = sorted(classes)
     turns = [names[i] for i in draw_order(f"{key}\nclasses", len(names))]
-    members = {
-        name: (classes[name][i] for i in draw_order(f"{key}\n{name}", len(classes[name])))
-        for name in names
-    }
+    members = {name: _shuffled(f"{key}\n{name}", classes[name]) for name in names}
     while turns:
         for name in list(turns):
             place = next(members[name], None)
@@ -115,6 +112,10 @@ def balanced_order(key: str, support: Support) -> Iterator[int]:
                 turns.remove(name)
             else:
                 yield place
+
+
+def _shuffled(key: str, items: list[int]) -> Iterator[int]:
+    return (items[i] for i in draw_order(key, len(items)))
 
 
 @lru_cache(maxsize=2)
