@@ -21,11 +21,16 @@ EXAMPLES = """examples:
   mllm eval zeroshot --model runs/demo/export --split development --out /tmp/tuning
   mllm eval naming --model runs/demo/export --shots 0,2,4 --seeds 0,1,2 --limit 100 --out /tmp/k
   mllm eval list
+  mllm eval --harness lm_eval TASKS --tasks-dir DIR --model runs/demo/export --out /tmp/lm_eval
 
 Rows are appended as they are done; the same command continues in the same --out."""
 
 
 def main(argv: list[str]) -> int:
+    if any(arg == "--harness" or arg.startswith("--harness=") for arg in argv):
+        from evals.harness.command import main as harness
+
+        return harness(argv)
     parser = Parser(
         prog="mllm eval",
         description="Zero-shot and few-shot evaluation with baselines and blind controls.",
