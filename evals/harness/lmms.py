@@ -1,4 +1,4 @@
-"""lmms-eval 0.7.3: an export as its model `mllm`. NOT RUN: written against its source only.
+"""lmms-eval 0.7.3: an export as its model `mllm`. NOT RUN by any test or command here.
 
 lmms-eval replaces torch by another build, so it lives in an environment of its own and is never a
 dependency here. There, with this package known to it (`pip install --no-deps -e .`), its own
@@ -6,8 +6,12 @@ command finds the model by the entry point `mllm` of the group `lmms_eval.models
 
     lmms-eval --model mllm --model_args model_dir=runs/demo/export --tasks TASKS --batch_size 8
 
-Zero-shot only: its few-shot examples have no pictures. Pictures stand where the task's text says
-`<image>`, else before the text, as the model was trained.
+Tests hold the adapter against stand-ins with the signatures of its source. Its 0.7.3 itself was
+seen to register the class and to score a small local generation task; its multiple-choice tasks
+fail there with any model, because its evaluator turns each pair that `loglikelihood` gives back
+into a string. Zero-shot only: its few-shot examples have no pictures.
+
+Pictures stand where the task's text says `<image>`, else before the text, as the model was trained.
 """
 
 from collections import defaultdict
