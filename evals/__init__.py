@@ -12,4 +12,5 @@ exported.py    an export folder behind the door
 run.py         a cell: rows appended as they come, resumed by id, measured once
 table.py       what is printed
 command.py     `mllm eval`
+harness/       other people's harnesses over an export
 """

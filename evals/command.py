@@ -31,7 +31,7 @@ EXAMPLES = """examples:
   torchrun --nproc-per-node 8 -m mllm.cli eval zeroshot --model EXPORT --data data.yaml --out eval
   mllm eval list
   mllm eval score --task vqav2 --predictions answers.json --annotations val.json
-  mllm eval --harness lm_eval piqa --model EXPORT --out eval
+  mllm eval --harness lm_eval TASKS --tasks-dir DIR --model runs/demo/export --out /tmp/lm_eval
 
 Rows are appended as they are done; the same command continues in the same --out."""
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         from evals.score_command import main as score
 
         return score(argv[1:])
-    if "--harness" in argv:
+    if any(arg == "--harness" or arg.startswith("--harness=") for arg in argv):
         from evals.harness.command import main as harness
 
         return harness(argv)
