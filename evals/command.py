@@ -26,6 +26,10 @@ Rows are appended as they are done; the same command continues in the same --out
 
 
 def main(argv: list[str]) -> int:
+    if argv and argv[0] == "score":
+        from evals.score_command import main as score
+
+        return score(argv[1:])
     parser = Parser(
         prog="mllm eval",
         description="Zero-shot and few-shot evaluation with baselines and blind controls.",
