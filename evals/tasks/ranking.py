@@ -6,7 +6,7 @@ from typing import Any
 
 from evals.api import Baselines, Measured, Model, Prompt, Query, RankRequest, Request, Task
 from evals.rows import clusters
-from evals.scoring import NORMS, best_candidate
+from evals.scoring import NORM_NAMES, UNCOND, best_candidate
 from evals.tasks.rows import candidate_rows, candidate_scores
 from evals.uncertainty import mean_se
 
@@ -63,7 +63,7 @@ class RankTask(Task):
 def norms_of(rows: list[dict[str, Any]]) -> list[str]:
     """The norms that the rows can be scored under."""
     has_uncond = all("ll_uncond" in c for row in rows for c in row["candidates"])
-    return [norm for norm in NORMS if norm != "uncond" or has_uncond]
+    return [norm for norm in NORM_NAMES if norm != UNCOND or has_uncond]
 
 
 def hits_under(rows: list[dict[str, Any]], norm: str) -> list[float]:
