@@ -3,6 +3,7 @@
 import math
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -58,6 +59,18 @@ def exact_match_normalise(text: str) -> str:
 def exact_match(answer: str, gold: str) -> float:
     """1.0 where both are equal after `exact_match_normalise`."""
     return float(exact_match_normalise(answer) == exact_match_normalise(gold))
+
+
+def token_f1(answer: str, gold: str) -> float:
+    """F1 of the words both hold, each as often as it occurs, after `exact_match_normalise`.
+
+    Where either side is empty: 1.0 if both are, else 0.0.
+    """
+    given, wanted = (exact_match_normalise(text).split() for text in (answer, gold))
+    if not given or not wanted:
+        return float(given == wanted)
+    common = (Counter(given) & Counter(wanted)).total()
+    return 2 * common / (len(given) + len(wanted))
 
 
 # ----------------------------------------------------------------------------------------------
