@@ -327,6 +327,11 @@ class Task(ABC):
     @abstractmethod
     def request(self, prompt: Prompt) -> Request: ...
 
+    def fitted(self, prompt: Prompt, model: Model) -> Prompt:
+        """The prompt as it is asked. A task that names a part which may be cut where the model has
+        too few positions cuts it here and says so in its rows; of all others nothing is cut."""
+        return prompt
+
     def follow_up(self, prompt: Prompt, responses: Sequence[Response]) -> Request | None:
         """What is asked after these responses, such as the second stage of a chain of thought."""
         return None
@@ -396,9 +401,14 @@ class Support:
         ids: Sorted, so that the order of shards changes nothing.
         fingerprint: Over ids and content.
         label: The class that `--select balanced` evens out; None where that is the answer.
+        own: The part of it that one query's shots are drawn from; None where that is all of it.
+        round_size: The ids come in rounds of so many, one exemplar of each class in a round:
+            `random` shows the rounds in turn, each in an order of its own.
     """
 
     ids: tuple[str, ...]
     fingerprint: str
     read: Callable[[str], Exemplar]
     label: Callable[[str], str] | None = None
+    own: "Callable[[Query], Support] | None" = None
+    round_size: int | None = None

@@ -93,7 +93,7 @@ def _parser() -> Parser:
         "--split",
         choices=SPLIT_NAMES,
         default="final",
-        help="naming and captions: tune on `development`, report `final` (default)",
+        help="of the demo's sets: tune on `development`, report `final` (default; `test` of most)",
     )
     which.add_argument("--limit", type=int, help="at most this many queries a cell, by id hash")
     which.add_argument("--full", action="store_true", help="all queries")

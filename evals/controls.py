@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from corpora.document import ImageSegment
 from evals.api import Prompt, Query, Task
-from evals.shots import picture_hash, without_pictures
+from evals.shots import draw_order, picture_hash, without_pictures
 
 
 def blinded(
@@ -35,6 +35,17 @@ def unpictured(prompts: Sequence[Prompt]) -> list[Prompt]:
 def permuted(prompts: Sequence[Prompt], task: Task, seed: int) -> list[Prompt]:
     """The prompts whose shots show other answers, by `Task.permuted`."""
     return [task.permuted(prompt, f"{seed}\n{prompt.query.id}") for prompt in prompts]
+
+
+def redealt(prompt: Prompt, key: str) -> Prompt:
+    """The prompt whose shots show each other's answers, dealt uniformly: what `Task.permuted` does
+    where an answer of another prompt would mean nothing."""
+    order = draw_order(f"{key}\npermuted", len(prompt.shots))
+    shots = tuple(
+        replace(shot, answer=prompt.shots[place].answer)
+        for shot, place in zip(prompt.shots, order, strict=True)
+    )
+    return replace(prompt, shots=shots)
 
 
 def derange(

@@ -20,7 +20,7 @@ class TaskOptions:
     """Choices that hold for a whole command; None leaves a task's own default.
 
     Args:
-        split: Of the demo's naming and caption sets.
+        split: Of the demo's sets.
         prompt_style: Of captions, VQA and HatefulMemes: the paper's, or a peer's, whose published
             scores depend on it.
         language_style: Of the language tasks.

@@ -105,7 +105,7 @@ def run_cell(
         raise UserError(f"{task.folder}: no queries; check --data and --limit")
     seeds = options.seeds if options.shown > 0 else options.seeds[:1]
     rank = _rank(task, model, options, out_dir)
-    prompts = {seed: _prompts(task, queries, options, seed, rank) for seed in seeds}
+    prompts = {seed: _prompts(task, model, queries, options, seed, rank) for seed in seeds}
     for seed in seeds:
         lengths = [_answer_positions(task.request(prompt), model) for prompt in prompts[seed]]
         check_budget(prompts[seed], lengths, model)
@@ -229,15 +229,22 @@ def _rank(task: Task, model: Model, options: CellOptions, out_dir: Path) -> Rank
     if options.shown == 0 or not options.selection.how.startswith("rices"):
         return None
     support = limited(task.support(), options.selection.support_size)
+    if support.own is not None:
+        return None  # `build_prompts` refuses
     if options.selection.how == "rices_text":
         return rank_by_text(support)
     return rank_by_image(support, model, out_dir / "features")
 
 
 def _prompts(
-    task: Task, queries: list[Query], options: CellOptions, seed: int, rank: Rank | None
+    task: Task,
+    model: Model,
+    queries: list[Query],
+    options: CellOptions,
+    seed: int,
+    rank: Rank | None,
 ) -> list[Prompt]:
-    return build_prompts(
+    prompts = build_prompts(
         queries,
         task.support,
         seed=seed,
@@ -249,6 +256,7 @@ def _prompts(
         rank=rank,
         is_textual=options.is_textual,
     )
+    return [task.fitted(prompt, model) for prompt in prompts]
 
 
 def _answer_positions(request: Request, model: Model) -> int:

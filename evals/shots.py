@@ -77,9 +77,11 @@ def read_fixed(path: Path) -> tuple[str, ...]:
 
 
 def limited(support: Support, size: int | None) -> Support:
-    """At most `size` samples of a support set, by id hash."""
+    """At most `size` samples of a support set, by id hash; of one in rounds the first."""
     if size is None or size >= len(support.ids):
         return support
+    if support.round_size is not None:
+        return replace(support, ids=support.ids[:size])
     ids = tuple(sorted(by_hash(support.ids)[:size]))
     return replace(support, ids=ids, fingerprint=fingerprint([support.fingerprint, list(ids)]))
 
@@ -99,12 +101,22 @@ def draw_order(key: str, num_items: int) -> Iterator[int]:
         moved[chosen] = moved.get(position, position)
 
 
+def rounds_order(key: str, num_items: int, round_size: int) -> Iterator[int]:
+    """Items 0..num_items-1 round by round, those of a round in an order that `key` decides."""
+    for start in range(0, num_items, round_size):
+        size = min(round_size, num_items - start)
+        yield from (start + place for place in draw_order(f"{key}\n{start}", size))
+
+
 def balanced_order(key: str, support: Support) -> Iterator[int]:
     """One of each class in turn, classes and their members in orders that `key` decides."""
     classes = _classes(support)
     names = sorted(classes)
     turns = [names[i] for i in draw_order(f"{key}\nclasses", len(names))]
-    members = {name: _shuffled(f"{key}\n{name}", classes[name]) for name in names}
+    members = {
+        name: map(classes[name].__getitem__, draw_order(f"{key}\n{name}", len(classes[name])))
+        for name in names
+    }
     while turns:
         for name in list(turns):
             place = next(members[name], None)
@@ -112,10 +124,6 @@ def balanced_order(key: str, support: Support) -> Iterator[int]:
                 turns.remove(name)
             else:
                 yield place
-
-
-def _shuffled(key: str, items: list[int]) -> Iterator[int]:
-    return (items[i] for i in draw_order(key, len(items)))
 
 
 @lru_cache(maxsize=2)
@@ -191,6 +199,8 @@ def _order(
         case "rices_image" | "rices_text":
             assert rank is not None
             return iter(rank(query))
+    if support.round_size is not None:
+        return rounds_order(key, len(support.ids), support.round_size)
     return draw_order(key, len(support.ids))
 
 
@@ -230,12 +240,18 @@ def build_prompts(
     """
     if num_shots == 0:
         return [Prompt((), query, separator) for query in queries]
-    exemplars = limited(support(), selection.support_size)
+    whole = support()
+    exemplars = limited(whole, selection.support_size)
+    if whole.own and selection.how not in ("random", "balanced"):
+        raise UserError(
+            f"--select {selection.how}: each query of {task} has exemplars of its own; use random "
+            f"or balanced"
+        )
     prompts = []
     for query in queries:
         shots = draw_shots(
             query,
-            exemplars,
+            limited(whole.own(query), selection.support_size) if whole.own else exemplars,
             seed=seed,
             task=task,
             split=split,

@@ -10,13 +10,17 @@ from evals.api import Exemplar, Support
 from mllm.errors import UserError
 
 
+class MissingSet(UserError):
+    """A corpus that lacks an evaluation set, such as one of an older builder: suites go without."""
+
+
 class Source:
     """An evaluation corpus: one sample a query, found by key."""
 
     def __init__(self, data_dir: Path, name: str) -> None:
         self.dir = data_dir / name
         if not self.dir.is_dir():
-            raise UserError(
+            raise MissingSet(
                 f"{self.dir}: no such corpus; build it with `mllm corpora demo --out {data_dir}` "
                 f"or name its parent with --data"
             )

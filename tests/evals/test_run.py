@@ -12,6 +12,7 @@ from evals.table import verdict_lines
 from evals.tasks import LOCAL_TASKS
 from evals.tasks.caption import Caption
 from evals.tasks.easy_vqa import EasyVqa
+from evals.tasks.local import LOCAL_SETS
 from evals.tasks.naming import Naming
 from evals.tasks.text_loss import TextLoss
 from evals.uncertainty import mean_se, ratio_se
@@ -192,6 +193,6 @@ def test_a_smaller_limit_takes_a_subset():
 
 
 def test_all_tasks_can_be_made_and_say_their_settings(data_dir: Path):
-    for name, info in LOCAL_TASKS.items():
-        task = info.make(data_dir, TaskOptions(split="development"))
+    for name in LOCAL_TASKS.keys() - LOCAL_SETS.keys():
+        task = LOCAL_TASKS[name].make(data_dir, TaskOptions(split="development"))
         assert task.name == name and task.settings and task.ids()
