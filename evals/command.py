@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   mllm eval naming --model runs/demo/export --shots 0,2,4 --seeds 0,1,2 --limit 100 --out /tmp/k
   mllm eval vqav2 --model EXPORT --data coco=/data/coco --shots '0*,4' --workers 2 --out eval
   torchrun --nproc-per-node 8 -m mllm.cli eval zeroshot --model EXPORT --data data.yaml --out eval
+  mllm eval naming --checkpoints runs/demo/pretrain --out runs/demo/over-training
   mllm eval list
   mllm eval score --task vqav2 --predictions answers.json --annotations val.json
   mllm eval --harness lm_eval TASKS --tasks-dir DIR --model runs/demo/export --out /tmp/lm_eval
@@ -50,6 +51,8 @@ def main(argv: list[str]) -> int:
     if args.suites == ["list"]:
         return _list(args)
     _check(args)
+    if args.checkpoints is not None:
+        return _over_training(args)
     from evals.evaluate import evaluate
 
     if args.json:
@@ -66,6 +69,28 @@ def main(argv: list[str]) -> int:
         for line in results["left_out"]:
             print(f"left out: {line}")
         print(f"{args.out / 'results.json'}: {results['time_seconds']:.0f} s")
+        if args.has_report:
+            print(f"{args.out / 'report.html'}: open it in a browser")
+    return 0
+
+
+def _over_training(args: argparse.Namespace) -> int:
+    from evals.checkpoints import cells_by_step, evaluate_checkpoints
+
+    if args.json:
+        with stdout_is_json():
+            content = evaluate_checkpoints(args)
+        if content is not None:
+            print_json(content)
+        return 0
+    content = evaluate_checkpoints(args)
+    if content is not None:
+        from evals.table import print_steps
+
+        print_steps(cells_by_step(content["steps"]))
+        print(f"{args.out / 'checkpoints.json'}: {len(content['steps'])} steps of {content['run']}")
+        if args.has_report:
+            print(f"{args.out / 'report.html'}: open it in a browser")
     return 0
 
 
@@ -78,6 +103,10 @@ def _parser() -> Parser:
     parser.add_argument("suites", nargs="+", metavar="SUITE", help="suites, tasks, or `list`")
     parser.add_argument("--model", type=Path, help="export folder")
     parser.add_argument(
+        "--checkpoints", type=Path, metavar="RUN", help="every checkpoint of a run, over its steps"
+    )
+    parser.add_argument("--keep", action="store_true", help="leave the exports of --checkpoints")
+    parser.add_argument(
         "--data",
         action="append",
         default=[],
@@ -86,6 +115,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("--out", type=Path, help="folder of samples.jsonl and results.json")
     parser.add_argument("--json", action="store_true", help="print results.json on stdout")
+    parser.add_argument(
+        "--no-report", action="store_false", dest="has_report", help="write no report.html"
+    )
     parser.add_argument("--rescore", action="store_true", help="measure the rows of --out again")
 
     which = parser.add_argument_group("which queries")
@@ -187,7 +219,8 @@ def _check(args: argparse.Namespace) -> None:
         takes_none = name == "zeroshot" or (name in TASKS and not TASKS[name].takes_shots)
         if takes_none and labels not in (None, ("0",)):
             raise UserError(f"--shots {args.shots}: {name} is run without shots; leave --shots out")
-    if args.model is None and not args.rescore:
+    _check_checkpoints(args)
+    if args.model is None and not args.rescore and args.checkpoints is None:
         raise UserError("--model is missing; see `mllm eval --help` for examples")
     if args.out is None:
         raise UserError("--out is missing; see `mllm eval --help` for examples")
@@ -203,6 +236,18 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--select fixed and --shots-file FILE belong together; give both")
     seeds(args)
     controls(args)
+
+
+def _check_checkpoints(args: argparse.Namespace) -> None:
+    if args.checkpoints is None:
+        if args.keep:
+            raise UserError("--keep: leaves the exports of --checkpoints RUN; give that too")
+        return
+    for flag, given in (("--model", args.model), ("--rescore", args.rescore)):
+        if given:
+            raise UserError(f"--checkpoints and {flag} exclude each other; drop one")
+    if not args.checkpoints.is_dir():
+        raise UserError(f"--checkpoints {args.checkpoints}: no such folder; name a run folder")
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,35 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     `is_complete` and `time_seconds` are of this command; cells of earlier ones on the same model
     stay. None on a process that only asks.
     """
-    started = time.perf_counter()
-    specs, tasks, left_out = _cells(args)  # before torch, so that a missing corpus is said at once
+    specs, tasks, left_out = cells_of(args)  # before torch, so that missing data is said at once
     if args.rescore:
         from evals.rescore import rescore
 
-        return rescore(args.out, tasks)
+        results: dict[str, Any] | None = rescore(args.out, tasks)
+    else:
+        share, is_measured = find_share()
+        results = run_cells(args, specs, tasks, left_out, share, is_measured)
+    if results is not None and args.has_report:
+        from evals.page import write_page
+
+        found = tasks_of(args, results["cells"], tasks)
+        write_page(args.out / "report.html", args.out, results, found)
+    return results
+
+
+def run_cells(
+    args: argparse.Namespace,
+    specs: list[CellSpec],
+    tasks: dict[str, Task],
+    left_out: list[str],
+    share: Share,
+    is_measured: bool,
+) -> dict[str, Any] | None:
+    """Asks `args.model` and writes `args.out/results.json`, as `evaluate` says."""
+    started = time.perf_counter()
     if args.workers > 1 and WORKER not in os.environ:
-        _run_workers(
-            args.workers, args.argv
-        )  # they leave all rows on disk; what follows measures them
-    share, is_measured = _share()
+        # They leave all rows on disk; what follows measures them.
+        _run_workers(args.workers, args.argv)
     from evals.exported import ExportedModel
     from evals.run import CellOptions, run_cell, versions
 
@@ -63,7 +82,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
             seeds=seeds(args),
             limit=None if args.full else args.limit or spec.limit,
             separator=separator,
-            selection=_selection(args),
+            selection=selection_of(args),
             batch_size=args.batch_size,
             controls=controls(args),
             share=share,
@@ -80,7 +99,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     return results if is_measured else None
 
 
-def _cells(args: argparse.Namespace) -> tuple[list[CellSpec], dict[str, Task], list[str]]:
+def cells_of(args: argparse.Namespace) -> tuple[list[CellSpec], dict[str, Task], list[str]]:
     """The cells of the command, their tasks, and what a suite leaves out because data is missing.
 
     A task that was asked for by name must have its data.
@@ -108,7 +127,25 @@ def _cells(args: argparse.Namespace) -> tuple[list[CellSpec], dict[str, Task], l
     return [spec for spec in specs if spec.task in tasks], tasks, list(left_out.values())
 
 
-def _selection(args: argparse.Namespace) -> Selection:
+def tasks_of(
+    args: argparse.Namespace, cells: list[dict[str, Any]], tasks: dict[str, Task]
+) -> dict[tuple[str, str], Task]:
+    """By suite and split: a command's tasks, and those of earlier cells whose data is there."""
+    paths = read_data_paths(args.data, {*TASKS, *(info.data for info in TASKS.values())})
+    found = {(task.name, task.split): task for task in tasks.values()}
+    for cell in cells:
+        name, split = cell["suite"], cell["split"]
+        if (name, split) in found or name not in TASKS:
+            continue
+        try:
+            task = make_task(name, paths, replace(task_options(args), split=split))
+        except UserError:
+            continue
+        found[name, task.split] = task
+    return found
+
+
+def selection_of(args: argparse.Namespace) -> Selection:
     fixed = read_fixed(args.shots_file) if args.shots_file else ()
     return Selection(args.select, fixed, args.support)
 
@@ -146,7 +183,7 @@ def earlier_cells(path: Path, model_fingerprint: str) -> dict[tuple[str, str, st
 # Several processes
 
 
-def _share() -> tuple[Share, bool]:
+def find_share() -> tuple[Share, bool]:
     """This process's part of every cell, and whether it measures.
 
     Ranks of torchrun, deepspeed and srun come as RANK and WORLD_SIZE; workers of `--workers` in a

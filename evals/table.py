@@ -103,6 +103,25 @@ def print_scores(cells: list[dict[str, Any]]) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
+def print_steps(steps: list[tuple[int, list[dict[str, Any]]]]) -> None:
+    """A line a training step, a column a cell."""
+    names = dict.fromkeys(_short(cell) for _, cells in steps for cell in cells)
+    table = Table(title="Scores over training (± one standard error)")
+    for heading in ("step", *names):
+        table.add_column(heading, justify="right")
+    for step, cells in steps:
+        scores = {_short(cell): number(cell["score"], cell["se"]) for cell in cells}
+        table.add_row(str(step), *(scores.get(name, "-") for name in names))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(table)
+
+
+def _short(cell: dict[str, Any]) -> str:
+    return f"{cell['suite']} ({cell['split']}) k={cell['shots']}"
+
+
 def print_tasks(suites: dict[str, str], tasks: list[dict[str, str]]) -> None:
     """Suites, then tasks with their data: what `mllm eval list` shows."""
     for name, about in suites.items():

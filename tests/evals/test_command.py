@@ -24,6 +24,9 @@ def test_the_whole_demo_suite_on_a_real_export(
     assert main(["demo", *options, *small, "--json"]) == 0
     results = json.loads(capfd.readouterr().out)
     assert results == json.loads((tmp_path / "results.json").read_text())
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 1 and page.count("<img") > 10  # naming over shots
+    options.append("--no-report")
     cells = {(cell["suite"], cell["num_shots"]): cell for cell in results["cells"]}
     assert list(cells) == [
         ("naming", 0),
