@@ -170,8 +170,8 @@ def test_workers_and_ranks_give_the_results_of_one_process(
         "one": [sys.executable, "-m", "mllm.cli", *base],
         "workers": [sys.executable, "-m", "mllm.cli", *base, "--workers", "2"],
         "ranks": [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-            *("--master-port", "0", "-m", "mllm.cli", *base),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "mllm.cli", *base),
         ],
     }
     found = {}
