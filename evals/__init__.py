@@ -14,6 +14,8 @@ tasks/         one small file per task
 exported.py    an export folder behind the door
 run.py         a cell: rows appended as they come, resumed by id, measured once
 table.py       what is printed
+page/          report.html: scores, curves, examples with their shots, worst errors
+checkpoints.py the cells on every checkpoint of a run
 command.py     `mllm eval`
 harness/       other people's harnesses over an export
 """
