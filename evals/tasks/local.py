@@ -42,7 +42,7 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         "drawn Raven's matrices: which of eight pictures goes on",
         RavenDrawn,
         _sets("raven", has_support=False),
-        limit=60,
+        limit=40,
         takes_shots=False,
     ),
     "pages": on_demo(
@@ -52,13 +52,17 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         "the same, given the picture alone", PagesNoText, _sets("pages"), limit=80
     ),
     "digits": on_demo(
-        "handwritten digits: which of ten names", Digits, _sets("digits"), shots=(0, 2, 4, 8)
+        "handwritten digits: which of ten names",
+        Digits,
+        _sets("digits"),
+        limit=300,
+        shots=(0, 2, 4, 8),
     ),
     "digits_described": on_demo(
         "the same after a sentence about each digit",
         DigitsDescribed,
         _sets("digits", has_support=False),
-        limit=120,
+        limit=60,
         takes_shots=False,
     ),
     "emoji_groups": on_demo(
