@@ -29,7 +29,10 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         fewshot_limit=20,
     ),
     "sentiment": on_demo(
-        "film reviews drawn as pictures: positive or negative", Sentiment, _sets("sentiment")
+        "film reviews drawn as pictures: positive or negative",
+        Sentiment,
+        _sets("sentiment"),
+        limit=300,
     ),
     "sentiment_cot": on_demo(
         "the same after a description of the picture",
@@ -62,7 +65,7 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         "the same after a sentence about each digit",
         DigitsDescribed,
         _sets("digits", has_support=False),
-        limit=60,
+        limit=40,
         takes_shots=False,
     ),
     "emoji_groups": on_demo(
@@ -81,10 +84,15 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         "Social IQa in words alone: which of three answers",
         SocialIqa,
         _sets("socialiqa"),
+        limit=300,
         shots=(0, 1, 4),
     ),
     "quartz": on_demo(
-        "QuaRTz in words alone: which of two answers", Quartz, _sets("quartz"), shots=(0, 1, 4)
+        "QuaRTz in words alone: which of two answers",
+        Quartz,
+        _sets("quartz"),
+        limit=300,
+        shots=(0, 1, 4),
     ),
     "nway2": on_demo(
         "invented words for two new concepts, defined by the shots",
