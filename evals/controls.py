@@ -20,8 +20,11 @@ from evals.shots import draw_order, picture_hash, without_pictures
 def blinded(
     prompts: Sequence[Prompt], gold_class: Callable[[Query], str], seed: int
 ) -> list[Prompt] | None:
-    """The prompts with another query's pictures; None where the pictures allow no exchange."""
-    donors = derange([prompt.query for prompt in prompts], gold_class, seed)
+    """The prompts with another query's pictures, of another class where that can be done for all:
+    not where a class has more than half of the queries. None where the pictures allow no exchange.
+    """
+    queries = [prompt.query for prompt in prompts]
+    donors = derange(queries, gold_class, seed) or derange(queries, lambda query: query.id, seed)
     if donors is None:
         return None
     return [replace(p, query=with_pictures_of(p.query, donors[p.query.id])) for p in prompts]

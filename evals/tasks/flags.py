@@ -10,10 +10,15 @@ from evals.tasks.sources import Source
 
 
 class Flags(Naming):
-    """Ranks ` {country}` against four others, whose flags do not look alike."""
+    """Ranks ` {country}` against four others, whose flags do not look alike.
+
+    The headline norm is the mean per token: countries have from one token to twenty, and the sum
+    favours the short ones. Chosen on the development half, where it gave 40.3 % and the sum 28.6 %.
+    """
 
     name = set_name = "flags"
     parts = LocalSet.parts
+    norm = "token"
     prompt = "An image of the flag of"
 
 

@@ -29,7 +29,10 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         fewshot_limit=20,
     ),
     "sentiment": on_demo(
-        "film reviews drawn as pictures: positive or negative", Sentiment, _sets("sentiment")
+        "film reviews drawn as pictures: positive or negative",
+        Sentiment,
+        _sets("sentiment"),
+        limit=300,
     ),
     "sentiment_cot": on_demo(
         "the same after a description of the picture",
@@ -42,7 +45,7 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         "drawn Raven's matrices: which of eight pictures goes on",
         RavenDrawn,
         _sets("raven", has_support=False),
-        limit=60,
+        limit=40,
         takes_shots=False,
     ),
     "pages": on_demo(
@@ -52,13 +55,17 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         "the same, given the picture alone", PagesNoText, _sets("pages"), limit=80
     ),
     "digits": on_demo(
-        "handwritten digits: which of ten names", Digits, _sets("digits"), shots=(0, 2, 4, 8)
+        "handwritten digits: which of ten names",
+        Digits,
+        _sets("digits"),
+        limit=300,
+        shots=(0, 2, 4, 8),
     ),
     "digits_described": on_demo(
         "the same after a sentence about each digit",
         DigitsDescribed,
         _sets("digits", has_support=False),
-        limit=120,
+        limit=40,
         takes_shots=False,
     ),
     "emoji_groups": on_demo(
@@ -77,10 +84,15 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         "Social IQa in words alone: which of three answers",
         SocialIqa,
         _sets("socialiqa"),
+        limit=300,
         shots=(0, 1, 4),
     ),
     "quartz": on_demo(
-        "QuaRTz in words alone: which of two answers", Quartz, _sets("quartz"), shots=(0, 1, 4)
+        "QuaRTz in words alone: which of two answers",
+        Quartz,
+        _sets("quartz"),
+        limit=300,
+        shots=(0, 1, 4),
     ),
     "nway2": on_demo(
         "invented words for two new concepts, defined by the shots",

@@ -24,6 +24,7 @@ class Nway(LocalSet, RankTask):
     """
 
     ways: int
+    is_conditioned = False  # what an invented word is worth after nothing says nothing of it
 
     def __init__(self, data_dir: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
         super().__init__(data_dir, options)

@@ -22,6 +22,7 @@ class QuestionTask(LocalSet, RankTask):
     """
 
     has_images = False
+    is_conditioned = False  # the control `no_question` ranks the answers after nothing
 
     def __init__(self, data_dir: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
         super().__init__(data_dir, options)
