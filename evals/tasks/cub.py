@@ -22,6 +22,7 @@ from evals.layouts.images import existing_images
 from evals.layouts.release import files_fingerprint, listing_fingerprint
 from evals.options import TaskOptions
 from evals.tasks.answering import AnswerTask, by_group
+from evals.tasks.imagenet import LONGEST_NAME
 from evals.tasks.ranking import RankTask, closed_set_baselines
 from mllm.errors import UserError
 from mllm.files import fingerprint
@@ -139,8 +140,10 @@ class CubAnswer(_Pairs, AnswerTask):
 
     def __init__(self, folder: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
         super().__init__(folder, options)
-        self.decode_by(options)
         self.is_held = options.constraint == "trie"
+        if self.is_held:
+            self.max_new_tokens = LONGEST_NAME
+        self.decode_by(options)
 
     @property
     def settings(self) -> dict[str, Any]:

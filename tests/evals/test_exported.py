@@ -12,6 +12,7 @@ from corpora.document import ImageSegment, TextSegment
 from evals.api import Exemplar, GenerateRequest, Prompt, Query, RankRequest, VariantRequest
 from evals.exported import ExportedModel, joined, plain
 from evals.shots import check_budget, num_positions
+from evals.trie import Trie
 from mllm.errors import UserError
 from mllm.hf.write import write_model
 from mllm.model.config import ModelConfig, VisionConfig
@@ -109,6 +110,22 @@ def test_answers_do_not_depend_on_the_batch(export: SimpleNamespace):
         assert together == [export.model.generate_until([request])[0] for request in pair]
         # An untrained model never says </s>: the cap must hold.
         assert all(answer.num_tokens <= 6 for answer in together)
+
+
+def test_an_answer_held_to_names_is_one_of_them_and_a_name_may_begin_another(
+    export: SimpleNamespace,
+):
+    names = (" tiger", " tiger shark", " missile")
+    held = GenerateRequest(prompt(0), 64, num_beams=2, choices=names)
+    free = GenerateRequest(prompt(0, colour="blue"), 64, num_beams=2, choices=names[:1])
+    (answer,) = export.model.generate_until([held])
+    assert answer.text in {name.strip() for name in names} | set(names) and not answer.is_capped
+    assert export.model.generate_until([free])[0].text.strip() == "tiger"
+    tiger, shark = (export.model.encode(name) for name in names[:2])
+    trie = Trie([tiger, shark])
+    # Where `tiger` ends, ending and going on compete.
+    assert trie.after(tiger) == sorted([EOS_ID, shark[len(tiger)]])
+    assert trie.after(shark) == [EOS_ID] and trie.after([]) == [tiger[0]]
 
 
 def test_text_longer_than_the_context_scores_every_token_once(export: SimpleNamespace):
