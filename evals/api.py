@@ -17,9 +17,10 @@ from corpora.document import ImageSegment, Segment, TextSegment
 from mllm.candidate import CandidateScore as CandidateScore
 from mllm.errors import UserError
 
-Separator = Literal["eos", "newline", "none"]
+Separator = Literal["eos", "newline", "blank_line", "none"]
 Resize = Literal["crop", "squash"]
-SEPARATORS: tuple[Separator, ...] = ("eos", "newline", "none")
+SEPARATORS: tuple[Separator, ...] = ("eos", "newline", "blank_line", "none")
+SEPARATOR_TEXTS: dict[Separator, str] = {"newline": "\n", "blank_line": "\n\n"}
 
 
 class ImageFile(ImageSegment):
@@ -297,6 +298,7 @@ class Task(ABC):
     corpus_name: str  # folder of the evaluation corpus below DATA, such as `eval/naming_final`
     is_higher_better: bool = True
     has_images: bool = True
+    separator: Separator = "eos"  # between shots, where the user names none
 
     @property
     def folder(self) -> str:

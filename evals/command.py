@@ -139,7 +139,11 @@ def _parser() -> Parser:
     shots.add_argument("--select", choices=HOWS, default="random", help="how they are chosen")
     shots.add_argument("--shots-file", type=Path, help="exemplar ids of --select fixed")
     shots.add_argument("--support", type=int, metavar="N", help="draw from N samples, by id hash")
-    shots.add_argument("--separator", choices=SEPARATORS, default="eos", help="between exemplars")
+    shots.add_argument(
+        "--separator",
+        choices=SEPARATORS,
+        help="between exemplars (default eos; blank_line for --language-style lm_eval)",
+    )
     shots.add_argument("--shown-answer", choices=SHOWN_ANSWERS, default="majority", help="of ten")
 
     asking = parser.add_argument_group("prompts and answers")
@@ -151,7 +155,7 @@ def _parser() -> Parser:
     asking.add_argument("--length-penalty", type=float)
     asking.add_argument("--no-repeat-ngram", type=int)
     asking.add_argument("--stop", action="append", default=[], dest="stops", help="ends an answer")
-    asking.add_argument("--constraint", choices=CONSTRAINTS, default="trie", help="of names")
+    asking.add_argument("--constraint", choices=CONSTRAINTS, help="of answers to names")
     asking.add_argument("--okvqa-match", choices=MATCHES, default="raw")
 
     running = parser.add_argument_group("running")

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from corpora.document import ImageSegment
 from evals.api import Prompt, Query, Task
-from evals.shots import draw_order, picture_hash, without_pictures
+from evals.shots import draw_order, pictures_of, segment_hash, without_pictures
 
 
 def blinded(
@@ -84,7 +84,7 @@ def _derange(
     def mixed(text: str) -> bytes:
         return hashlib.sha256(f"{seed}\n{text}".encode()).digest()
 
-    content = {q.id: "".join(picture_hash(data) for data in q.images) for q in queries}
+    content = {q.id: "".join(map(segment_hash, pictures_of(q.segments))) for q in queries}
     kind = {q.id: gold_class(q) for q in queries}
 
     def is_bad(query: Query, donor: Query) -> bool:

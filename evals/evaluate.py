@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from evals.api import Task
+from evals.api import Separator, Task
 from evals.command import controls, seeds, shot_labels, task_options
 from evals.data import read_data_paths
 from evals.rows import Share
 from evals.shots import Selection, read_fixed
+from evals.table import language_averages
 from evals.tasks import TASKS, CellSpec, make_task, suite_cells
 from evals.tasks.sources import MissingSet
 from mllm import dist
@@ -63,7 +65,6 @@ def run_cells(
     from evals.run import CellOptions, run_cell, versions
 
     model = ExportedModel(args.model)
-    separator = _separator(args, model)
     results: dict[str, Any] = {
         "model": str(args.model),
         "model_fingerprint": model.fingerprint,
@@ -81,7 +82,7 @@ def run_cells(
             is_textual=spec.is_textual,
             seeds=seeds(args),
             limit=None if args.full else args.limit or spec.limit,
-            separator=separator,
+            separator=_separator(args, tasks[spec.task], model),
             selection=selection_of(args),
             batch_size=args.batch_size,
             controls=controls(args),
@@ -93,6 +94,7 @@ def run_cells(
             continue
         cells[_cell_key(cell)] = cell
         results["cells"] = list(cells.values())
+        results["language_average"] = language_averages(results["cells"])
         results["is_complete"] = spec == specs[-1]
         results["time_seconds"] = round(time.perf_counter() - started, 1)
         write_json(args.out / "results.json", results)
@@ -150,16 +152,21 @@ def selection_of(args: argparse.Namespace) -> Selection:
     return Selection(args.select, fixed, args.support)
 
 
-def _separator(args: argparse.Namespace, model: Any) -> Any:
+def _separator(args: argparse.Namespace, task: Task, model: Any) -> Separator:
     """`</s>` between shots is familiar from joined rows only: without any, none is used."""
-    if args.separator == "eos" and model.has_joined_rows is False:
-        print(
+    separator: Separator = args.separator or task.separator
+    if separator == "eos" and model.has_joined_rows is False:
+        _warn_once(
             "mllm: warning: no row of this model's training joined documents by </s>, so shots "
-            "stand without a separator; --separator newline is another choice",
-            file=sys.stderr,
+            "stand without a separator; --separator newline is another choice"
         )
         return "none"
-    return args.separator
+    return separator
+
+
+@lru_cache
+def _warn_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _cell_key(cell: dict[str, Any]) -> tuple[str, str, str]:

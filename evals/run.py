@@ -29,7 +29,16 @@ from evals.controls import blinded, permuted, unpictured
 from evals.likeness import rank_by_image, rank_by_text
 from evals.rows import Row, Share, append, clusters, gather, read_settings, resume, whole_rows
 from evals.select import select
-from evals.shots import Rank, Selection, build_prompts, check_budget, limited, num_positions
+from evals.shots import (
+    Rank,
+    Selection,
+    build_prompts,
+    check_budget,
+    limited,
+    num_positions,
+    pictures_of,
+    segment_hash,
+)
 from evals.uncertainty import deviation, mean_se, ratio_se
 from mllm import dist
 from mllm.command import progress
@@ -204,7 +213,7 @@ def ask(task: Task, model: Model, batch: Sequence[Prompt]) -> list[list[Response
     requests: list[Request | None] = [task.request(prompt) for prompt in batch]
     while any(request is not None for request in requests):
         places = [i for i, request in enumerate(requests) if request is not None]
-        asked = _through_the_door(model, [requests[i] for i in places])  # type: ignore[misc]
+        asked = _named_if_broken(model, [requests[i] for i in places])  # type: ignore[misc]
         for i, response in zip(places, asked, strict=True):
             answers[i].append(response)
         requests = [
@@ -212,6 +221,21 @@ def ask(task: Task, model: Model, batch: Sequence[Prompt]) -> list[list[Response
             for prompt, responses, request in zip(batch, answers, requests, strict=True)
         ]
     return answers
+
+
+def _named_if_broken(model: Model, requests: list[Request]) -> Sequence[Response]:
+    """The responses; where a picture does not open, the error names its file."""
+    try:
+        return _through_the_door(model, requests)
+    except ValueError:
+        for request in requests:
+            parts = [shot.question for shot in request.prompt.shots]
+            parts.append(request.prompt.query.segments)
+            if isinstance(request, VariantRequest):
+                parts += request.endings
+            for picture in pictures_of(segment for part in parts for segment in part):
+                segment_hash(picture)
+        raise
 
 
 def _through_the_door(model: Model, requests: list[Request]) -> Sequence[Response]:

@@ -14,14 +14,23 @@ put in order for a query is `Selection.how`:
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from corpora.document import ImageSegment, TextSegment
-from evals.api import Exemplar, Model, Prompt, Query, Separator, Support
+from corpora.document import ImageSegment, Segment, TextSegment
+from evals.api import (
+    SEPARATOR_TEXTS,
+    Exemplar,
+    ImageFile,
+    Model,
+    Prompt,
+    Query,
+    Separator,
+    Support,
+)
 from evals.select import by_hash
 from mllm.errors import UserError
 from mllm.files import fingerprint
@@ -144,6 +153,26 @@ def picture_hash(data: bytes) -> str:
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
+def segment_hash(segment: ImageSegment) -> str:
+    """`picture_hash` of a picture in a prompt.
+
+    Raises:
+        UserError: It is a file that does not open.
+    """
+    try:
+        return picture_hash(segment.data)
+    except ValueError as error:
+        if isinstance(segment, ImageFile):
+            raise UserError(
+                f"{segment.path}: does not open as a picture ({error}); download it again"
+            ) from None
+        raise
+
+
+def pictures_of(segments: Iterable[Segment]) -> list[ImageSegment]:
+    return [segment for segment in segments if isinstance(segment, ImageSegment)]
+
+
 def draw_shots(
     query: Query,
     support: Support,
@@ -167,14 +196,14 @@ def draw_shots(
     if num_shots == 0:
         return ()
     key = "\n".join((str(seed), task, split, support.fingerprint, query.id))
-    own_pictures = {picture_hash(data) for data in query.images}
+    own_pictures = {segment_hash(picture) for picture in pictures_of(query.segments)}
     shots: list[Exemplar] = []
     for place in _order(query, support, key, selection, rank):
         if support.ids[place] == query.id:
             continue
         exemplar = support.read(support.ids[place])
         is_own = (
-            not own_pictures.isdisjoint(picture_hash(data) for data in exemplar.images)
+            not own_pictures.isdisjoint(map(segment_hash, pictures_of(exemplar.question)))
             if own_pictures
             else exemplar.question == query.segments
         )
@@ -267,10 +296,12 @@ def build_prompts(
 
 def text_tokens(prompt: Prompt, model: Model) -> int:
     """Tokens of all text in a prompt, separators included, without `<s>`."""
-    num_separators = 0 if prompt.separator == "none" else len(prompt.shots)
+    per_shot = 1 if prompt.separator == "eos" else 0
+    if text := SEPARATOR_TEXTS.get(prompt.separator):
+        per_shot = len(model.encode(text))
     parts = (*(shot.segments for shot in prompt.shots), prompt.query.segments)
     texts = [s.text for part in parts for s in part if isinstance(s, TextSegment)]
-    return num_separators + sum(len(model.encode(text)) for text in texts)
+    return per_shot * len(prompt.shots) + sum(len(model.encode(text)) for text in texts)
 
 
 def num_positions(prompt: Prompt, model: Model) -> int:

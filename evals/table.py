@@ -7,6 +7,16 @@ from rich.markup import escape
 from rich.table import Table
 
 CONTROLS = ("blind", "no_picture", "permuted")  # columns; a task's own stand below the table
+LANGUAGE_SETS = (
+    "storycloze",
+    "hellaswag",
+    "winograd",
+    "winogrande",
+    "piqa",
+    "boolq",
+    "cb",
+    "copa",
+)
 BLIND_TOLERANCE = 3  # standard errors between a blind control and chance
 
 
@@ -72,10 +82,26 @@ def verdict_lines(cells: list[dict[str, Any]]) -> list[str]:
             lines.append(
                 f"{name}: {kind.replace('_', ' ')} {number(numbers['score'], numbers['se'])}"
             )
+        if interval := cell["extra"].get("interval_95"):
+            low, high = map(number, interval)
+            lines.append(f"{name}: 95 % interval {low} to {high}")
         if cell["left_out"]:
             counts = ", ".join(f"{count} {why}" for why, count in cell["left_out"].items())
             lines.append(f"{name}: left out: {counts}")
     return lines
+
+
+def language_averages(cells: list[dict[str, Any]]) -> dict[str, float]:
+    """KOSMOS-1's average by number of shots: the plain mean of the eight accuracies, where all
+    eight were run."""
+    averages = {}
+    for shots in dict.fromkeys(cell["shots"] for cell in cells):
+        found = {cell["suite"]: cell["score"] for cell in cells if cell["shots"] == shots}
+        scores = [found.get(name) for name in LANGUAGE_SETS]
+        known = [score for score in scores if score is not None]
+        if len(known) == len(scores):
+            averages[shots] = round(sum(known) / len(known), 4)
+    return averages
 
 
 def _blind_line(cell: dict[str, Any]) -> str:
@@ -101,6 +127,8 @@ def print_scores(cells: list[dict[str, Any]]) -> None:
     console.print(score_table(cells))
     for line in verdict_lines(cells):
         console.print(line, highlight=False, soft_wrap=True)
+    for shots, average in language_averages(cells).items():
+        print(f"language k={shots}: mean of the eight accuracies {number(average)} %")
 
 
 def print_steps(steps: list[tuple[int, list[dict[str, Any]]]]) -> None:

@@ -15,6 +15,7 @@ from evals.tasks.info import TaskInfo, on_demo
 from evals.tasks.local import LOCAL_SETS
 from evals.tasks.local_set import SPLITS
 from evals.tasks.naming import Naming
+from evals.tasks.ranking_tasks import RANKING_TASKS
 from evals.tasks.text_loss import TextLoss
 from mllm.errors import UserError
 
@@ -53,7 +54,7 @@ LOCAL_TASKS: dict[str, TaskInfo] = {
     **LOCAL_SETS,
 }
 
-TASKS: dict[str, TaskInfo] = {**LOCAL_TASKS}
+TASKS: dict[str, TaskInfo] = {**LOCAL_TASKS, **RANKING_TASKS}
 
 SUITES = {
     "zeroshot": "every task at k = 0 whose data is there",
