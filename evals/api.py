@@ -327,6 +327,11 @@ class Task(ABC):
     @abstractmethod
     def request(self, prompt: Prompt) -> Request: ...
 
+    def fitted(self, prompt: Prompt, model: Model) -> Prompt:
+        """The prompt as it is asked. A task that names a part which may be cut where the model has
+        too few positions cuts it here and says so in its rows; of all others nothing is cut."""
+        return prompt
+
     def follow_up(self, prompt: Prompt, responses: Sequence[Response]) -> Request | None:
         """What is asked after these responses, such as the second stage of a chain of thought."""
         return None
@@ -342,6 +347,14 @@ class Task(ABC):
     @abstractmethod
     def measure(self, rows: list[dict[str, Any]]) -> Measured:
         """The metric, once, over all rows."""
+
+    def further(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Figures beside the metric that are too costly to be had for every control too."""
+        return {}
+
+    def submission(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        """The answers as the data set's server wants them; None where there is none."""
+        return None
 
     @abstractmethod
     def baselines(self, queries: list[Query], model: Model) -> Baselines: ...

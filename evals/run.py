@@ -105,7 +105,7 @@ def run_cell(
         raise UserError(f"{task.folder}: no queries; check --data and --limit")
     seeds = options.seeds if options.shown > 0 else options.seeds[:1]
     rank = _rank(task, model, options, out_dir)
-    prompts = {seed: _prompts(task, queries, options, seed, rank) for seed in seeds}
+    prompts = {seed: _prompts(task, model, queries, options, seed, rank) for seed in seeds}
     for seed in seeds:
         lengths = [_answer_positions(task.request(prompt), model) for prompt in prompts[seed]]
         check_budget(prompts[seed], lengths, model)
@@ -121,6 +121,9 @@ def run_cell(
     }
     if not options.is_measured:
         return None
+    for seed, found in rows.items():
+        if (answers := task.submission(found)) is not None:
+            write_json(cell.run_dir(seed) / "submission.json", answers)
     return _summary(cell, out_dir, queries, rows, controls, baselines)
 
 
@@ -235,9 +238,14 @@ def _rank(task: Task, model: Model, options: CellOptions, out_dir: Path) -> Rank
 
 
 def _prompts(
-    task: Task, queries: list[Query], options: CellOptions, seed: int, rank: Rank | None
+    task: Task,
+    model: Model,
+    queries: list[Query],
+    options: CellOptions,
+    seed: int,
+    rank: Rank | None,
 ) -> list[Prompt]:
-    return build_prompts(
+    prompts = build_prompts(
         queries,
         task.support,
         seed=seed,
@@ -249,6 +257,7 @@ def _prompts(
         rank=rank,
         is_textual=options.is_textual,
     )
+    return [task.fitted(prompt, model) for prompt in prompts]
 
 
 def _answer_positions(request: Request, model: Model) -> int:
@@ -386,7 +395,8 @@ def score_entry(
     for seed, found in rows.items():
         measured = task.measure(found)
         numbers = _numbers(measured, len(found))
-        entry = {"seed": seed, **numbers, "extra": measured.extra, "samples": samples[seed]}
+        extra = measured.extra | task.further(found)
+        entry = {"seed": seed, **numbers, "extra": extra, "samples": samples[seed]}
         per_seed.append(entry)
     scores = [entry["score"] for entry in per_seed if entry["score"] is not None]
     score = sum(scores) / len(scores) if len(scores) == len(per_seed) else math.nan

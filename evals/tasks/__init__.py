@@ -4,79 +4,44 @@ A task is a class of a file here; `TASKS` says which data set it reads, where a 
 in which cells the suites ask it. Adding one is a class and a line.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from evals.api import Task
 from evals.data import DEMO, DataPaths
 from evals.options import TaskOptions
 from evals.tasks.caption import Caption
 from evals.tasks.easy_vqa import EasyVqa
+from evals.tasks.info import TaskInfo, on_demo
 from evals.tasks.naming import SPLITS, Naming
 from evals.tasks.text_loss import TextLoss
+from evals.tasks.vision_language import VISION_TASKS
 from mllm.errors import UserError
 
 SPLIT_NAMES = SPLITS
 
 
-@dataclass(frozen=True)
-class TaskInfo:
-    """What `mllm eval list` prints of a task, and how it is made.
-
-    Args:
-        about: One line.
-        make: Task from the folder of its data and the user's choices. Raises UserError, and says
-            which path is missing, before any picture is opened.
-        data: Name of its data set, which `--data NAME=DIR` gives a folder to.
-        files: What it reads there.
-        source: Where a user gets them.
-        limit: Queries of a zero-shot cell by default; `--limit` and `--full` override it.
-        shots: The few-shot cells of suite `fewshot`; empty where it has none.
-        fewshot_limit: Queries of a few-shot cell by default.
-        takes_shots: Whether the task has a support set at all.
-    """
-
-    about: str
-    make: Callable[[Path, TaskOptions], Task]
-    data: str
-    files: str
-    source: str
-    limit: int = 500
-    shots: tuple[int, ...] = ()
-    fewshot_limit: int = 120
-    takes_shots: bool = True
-
-
-DEMO_SOURCE = "mllm corpora demo --out DIR"
-
-
-def _demo(about: str, make: Callable[[Path, TaskOptions], Task], files: str, **more) -> TaskInfo:
-    return TaskInfo(about, make, DEMO, files, DEMO_SOURCE, **more)
-
-
 # Limits keep `zeroshot` under 3 minutes and `fewshot` under 10 for a 6M-parameter model on two CPU
 # cores.
 LOCAL_TASKS: dict[str, TaskInfo] = {
-    "naming": _demo(
+    "naming": on_demo(
         "5-way naming of artwork never trained on, by log-likelihood",
         Naming,
         "eval/naming_{SPLIT}, eval/naming_support",
         shots=(0, 2, 4, 8),
     ),
-    "caption": _demo(
+    "caption": on_demo(
         "captions of the same pictures, beam 5, CIDEr",
         Caption,
         "eval/naming_{SPLIT}, eval/naming_support",
         limit=100,
         fewshot_limit=40,
     ),
-    "easy_vqa": _demo(
+    "easy_vqa": on_demo(
         "easy-vqa test questions, greedy",
         EasyVqa,
         "eval/easy_vqa_test, eval/easy_vqa_support, vqa/train",
     ),
-    "text_loss": _demo(
+    "text_loss": on_demo(
         "validation loss of text",
         TextLoss,
         "text/validation, text/train",
@@ -85,7 +50,7 @@ LOCAL_TASKS: dict[str, TaskInfo] = {
     ),
 }
 
-TASKS: dict[str, TaskInfo] = {**LOCAL_TASKS}
+TASKS: dict[str, TaskInfo] = {**LOCAL_TASKS, **VISION_TASKS}
 
 SUITES = {
     "zeroshot": "every task at k = 0 whose data is there",
