@@ -350,6 +350,14 @@ class Task(ABC):
     def measure(self, rows: list[dict[str, Any]]) -> Measured:
         """The metric, once, over all rows."""
 
+    def further(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Figures beside the metric that are too costly to be had for every control too."""
+        return {}
+
+    def submission(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        """The answers as the data set's server wants them; None where there is none."""
+        return None
+
     @abstractmethod
     def baselines(self, queries: list[Query], model: Model) -> Baselines: ...
 

@@ -15,7 +15,7 @@ from evals.api import Separator, Task
 from evals.command import controls, seeds, shot_labels, task_options
 from evals.data import read_data_paths
 from evals.rows import Share
-from evals.shots import Selection, read_fixed
+from evals.shots import DoesNotFit, Selection, read_fixed
 from evals.table import language_averages
 from evals.tasks import TASKS, CellSpec, make_task, suite_cells
 from evals.tasks.sources import MissingSet
@@ -89,7 +89,14 @@ def run_cells(
             share=share,
             is_measured=is_measured,
         )
-        cell = run_cell(tasks[spec.task], model, options, args.out)
+        try:
+            cell = run_cell(tasks[spec.task], model, options, args.out)
+        except DoesNotFit as error:
+            if spec.task in args.suites:
+                raise
+            left_out.append(f"{spec.task}: {error}")
+            results["is_complete"] = spec == specs[-1]
+            continue
         if cell is None:
             continue
         cells[_cell_key(cell)] = cell

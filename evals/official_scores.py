@@ -94,7 +94,7 @@ def caption_scores(
     metrics = _caption_metrics(scores)
     baselines = {}
     if len(ids) > 1:
-        exchanged = score_captions(references, _dealt_round(records))
+        exchanged = score_captions(references, dealt_round(records))
         headline = next(iter(metrics))
         baselines["another picture's caption"] = {headline: round(exchanged.cider, 4)}
     num_empty = sum(not caption.strip() for caption in captions)
@@ -124,7 +124,7 @@ def _caption_metrics(scores: CaptionScores) -> dict[str, Metric]:
     return metrics
 
 
-def _dealt_round(records: Sequence[CaptionRecord]) -> dict[str, str]:
+def dealt_round(records: Sequence[CaptionRecord]) -> dict[str, str]:
     """The first caption of the next picture in a seeded order: never the picture's own."""
     order = np.random.default_rng(0).permutation(len(records))
     return {

@@ -130,6 +130,9 @@ def run_cell(
     }
     if not options.is_measured:
         return None
+    for seed, found in rows.items():
+        if (answers := task.submission(found)) is not None:
+            write_json(cell.run_dir(seed) / "submission.json", answers)
     return _summary(cell, out_dir, queries, rows, controls, baselines)
 
 
@@ -418,7 +421,8 @@ def score_entry(
     for seed, found in rows.items():
         measured = task.measure(found)
         numbers = _numbers(measured, len(found))
-        entry = {"seed": seed, **numbers, "extra": measured.extra, "samples": samples[seed]}
+        extra = measured.extra | task.further(found)
+        entry = {"seed": seed, **numbers, "extra": extra, "samples": samples[seed]}
         per_seed.append(entry)
     scores = [entry["score"] for entry in per_seed if entry["score"] is not None]
     score = sum(scores) / len(scores) if len(scores) == len(per_seed) else math.nan
@@ -509,7 +513,7 @@ def verdicts(
             ]
             gap_se = _scale(task) * ratio_se(gaps, weights, clusters(first))
         gain = (score - value) * (1 if task.is_higher_better else -1)
-        is_clear = abs(gain) > 2 * gap_se  # False where se is NaN
+        is_clear = abs(gain) > 2 * gap_se + 1e-9  # False where se is NaN; float noise is no gap
         relation = ("better than" if gain > 0 else "worse than") if is_clear else "level with"
         made.append(
             {

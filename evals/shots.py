@@ -35,6 +35,11 @@ from evals.select import by_hash
 from mllm.errors import UserError
 from mllm.files import fingerprint
 
+
+class DoesNotFit(UserError):
+    """Prompts longer than the model: a suite goes without such a cell and says so."""
+
+
 How = Literal["random", "balanced", "rices_image", "rices_text", "fixed"]
 HOWS: tuple[How, ...] = ("random", "balanced", "rices_image", "rices_text", "fixed")
 
@@ -317,7 +322,7 @@ def check_budget(prompts: list[Prompt], answer_positions: list[int], model: Mode
         answer_positions: For each, the positions of its longest answer.
 
     Raises:
-        UserError: With the arithmetic of the longest one.
+        DoesNotFit: With the arithmetic of the longest one.
     """
     if model.max_positions is None:
         return
@@ -330,7 +335,7 @@ def check_budget(prompts: list[Prompt], answer_positions: list[int], model: Mode
         return
     prompt = prompts[longest]
     advice = "ask for fewer shots" if prompt.shots else "the model is too short for this task"
-    raise UserError(
+    raise DoesNotFit(
         f"--shots {len(prompt.shots)} does not fit: query {prompt.query.id} needs "
         f"{prompt.num_images} images x ({model.num_latents} + 2) + {text_tokens(prompt, model)} "
         f"text + 1 <s> + {answer_positions[longest]} answer = {totals[longest]} positions, and the "

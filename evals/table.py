@@ -76,7 +76,7 @@ def verdict_lines(cells: list[dict[str, Any]]) -> list[str]:
         if "zero_shot_same_queries" in cell["extra"]:
             zero_shot = cell["extra"]["zero_shot_same_queries"]
             lines.append(f"{name}: k=0 on the same queries: {number(zero_shot)}")
-        if cell["blind"]:
+        if cell["blind"] and None not in (cell["score"], cell["blind"]["score"]):
             lines.append(f"{name}: {_blind_line(cell)}")
         for kind, numbers in cell["controls"].items():
             lines.append(
@@ -85,6 +85,10 @@ def verdict_lines(cells: list[dict[str, Any]]) -> list[str]:
         if interval := cell["extra"].get("interval_95"):
             low, high = map(number, interval)
             lines.append(f"{name}: 95 % interval {low} to {high}")
+        for score, why in cell["extra"].get("absent", {}).items():
+            lines.append(f"{name}: no {score}: {why}")
+        if "undefined" in cell["extra"]:
+            lines.append(f"{name}: no {cell['metric']}: {cell['extra']['undefined']}")
         if cell["left_out"]:
             counts = ", ".join(f"{count} {why}" for why, count in cell["left_out"].items())
             lines.append(f"{name}: left out: {counts}")

@@ -17,6 +17,7 @@ from evals.tasks.local_set import SPLITS
 from evals.tasks.naming import Naming
 from evals.tasks.ranking_tasks import RANKING_TASKS
 from evals.tasks.text_loss import TextLoss
+from evals.tasks.vision_language import VISION_TASKS
 from mllm.errors import UserError
 
 SPLIT_NAMES = SPLITS
@@ -54,7 +55,7 @@ LOCAL_TASKS: dict[str, TaskInfo] = {
     **LOCAL_SETS,
 }
 
-TASKS: dict[str, TaskInfo] = {**LOCAL_TASKS, **RANKING_TASKS}
+TASKS: dict[str, TaskInfo] = {**LOCAL_TASKS, **VISION_TASKS, **RANKING_TASKS}
 
 SUITES = {
     "zeroshot": "every task at k = 0 whose data is there",
