@@ -65,6 +65,7 @@ def run_cells(
     from evals.run import CellOptions, run_cell, versions
 
     model = ExportedModel(args.model)
+    left_out = list(left_out)
     results: dict[str, Any] = {
         "model": str(args.model),
         "model_fingerprint": model.fingerprint,
@@ -95,11 +96,11 @@ def run_cells(
             if spec.task in args.suites:
                 raise
             left_out.append(f"{spec.task}: {error}")
-            results["is_complete"] = spec == specs[-1]
+            cell = None
+        if not is_measured:
             continue
-        if cell is None:
-            continue
-        cells[_cell_key(cell)] = cell
+        if cell is not None:
+            cells[_cell_key(cell)] = cell
         results["cells"] = list(cells.values())
         results["language_average"] = language_averages(results["cells"])
         results["is_complete"] = spec == specs[-1]

@@ -21,6 +21,7 @@ from evals.tasks.vision_language import VISION_TASKS
 from mllm.errors import UserError
 
 SPLIT_NAMES = SPLITS
+NOWHERE_NAMED = "is nowhere named"  # in what a suite says about a task that it leaves out
 
 
 # Limits keep `zeroshot` under 3 minutes and `fewshot` under 10 for a 6M-parameter model on two CPU
@@ -114,7 +115,7 @@ def make_task(name: str, paths: DataPaths, options: TaskOptions) -> Task:
     folder = paths.find(name, info.data)
     if folder is None:
         raise UserError(
-            f"{name}: its data is nowhere named; pass --data {info.data}=DIR with {info.files} "
+            f"{name}: its data {NOWHERE_NAMED}; pass --data {info.data}=DIR with {info.files} "
             f"({info.source})"
         )
     if not folder.is_dir():
