@@ -20,6 +20,7 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         Flags,
         _sets("flags"),
         shots=(0, 2, 4, 8),
+        fewshot_limit=80,
     ),
     "flag_caption": on_demo(
         "what the same flags look like, beam 5, CIDEr",
@@ -60,6 +61,7 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         _sets("digits"),
         limit=300,
         shots=(0, 2, 4, 8),
+        fewshot_limit=80,
     ),
     "digits_described": on_demo(
         "the same after a sentence about each digit",
@@ -73,6 +75,7 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         EmojiGroups,
         _sets("emoji_groups"),
         shots=(0, 2, 4, 8),
+        fewshot_limit=80,
     ),
     "emoji_groups_described": on_demo(
         "the same after keywords of each",
@@ -86,6 +89,7 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         _sets("socialiqa"),
         limit=300,
         shots=(0, 1, 4),
+        fewshot_limit=80,
     ),
     "quartz": on_demo(
         "QuaRTz in words alone: which of two answers",
@@ -93,6 +97,7 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         _sets("quartz"),
         limit=300,
         shots=(0, 1, 4),
+        fewshot_limit=80,
     ),
     "nway2": on_demo(
         "invented words for two new concepts, defined by the shots",
@@ -104,6 +109,7 @@ LOCAL_SETS: dict[str, TaskInfo] = {
         "invented words for five new concepts, defined by the shots",
         Nway5,
         _sets("nway5", has_support=False),
-        shots=(0, 5, 10, 20),
+        shots=(0, 5, 10),
+        fewshot_limit=80,
     ),
 }
