@@ -58,10 +58,13 @@ LOCAL_TASKS: dict[str, TaskInfo] = {
 
 TASKS: dict[str, TaskInfo] = {**LOCAL_TASKS, **VISION_TASKS, **RANKING_TASKS}
 
+QUICK_TASKS = ("naming", "caption", "easy_vqa", "text_loss")
+
 SUITES = {
     "zeroshot": "every task at k = 0 whose data is there",
     "fewshot": "few-shot cells of every task that has them and whose data is there",
     "demo": "both, on the demo corpus alone",
+    "quick": "naming, caption, easy_vqa and text_loss at k = 0, naming at 2 and 4: a minute",
 }
 
 
@@ -93,6 +96,9 @@ def suite_cells(name: str, shots: tuple[str, ...] | None) -> list[CellSpec]:
     """The cells of a suite or of a task by name; `shots` replaces a few-shot grid."""
     if name in TASKS:
         return [cell_spec(name, k) for k in shots or ("0",)]
+    if name == "quick":
+        few = [cell_spec("naming", k) for k in shots or ("2", "4")]
+        return list(dict.fromkeys([cell_spec(task, 0) for task in QUICK_TASKS] + few))
     names = LOCAL_TASKS if name == "demo" else TASKS
     zeroshot = [cell_spec(task, 0) for task in names]
     fewshot = [

@@ -51,7 +51,7 @@ class LocalLookAlikes(LocalSet, LookAlikeTask):
 
     def __init__(self, data_dir: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
         super().__init__(data_dir, options)
-        self.norm = options.norm or self.norm
+        self.use_norm(options.norm)
 
     def sample(self, source: Source, document: Document) -> Sample:
         """Group, names, descriptions, the right name."""

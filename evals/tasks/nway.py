@@ -28,7 +28,7 @@ class Nway(LocalSet, RankTask):
 
     def __init__(self, data_dir: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
         super().__init__(data_dir, options)
-        self.norm = options.norm or self.norm
+        self.use_norm(options.norm)
         # Several draws and seeds read one episode.
         self._episode = lru_cache(maxsize=64)(self.source.document)
 

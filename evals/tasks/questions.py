@@ -26,7 +26,7 @@ class QuestionTask(LocalSet, RankTask):
 
     def __init__(self, data_dir: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
         super().__init__(data_dir, options)
-        self.norm = options.norm or self.norm
+        self.use_norm(options.norm)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class Sentiment(LocalSet, SentimentTask):
 
     def __init__(self, data_dir: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
         super().__init__(data_dir, options)
-        self.norm = options.norm or self.norm
+        self.use_norm(options.norm)
 
     def query(self, query_id: str) -> Query:
         document = self.source.document(query_id)

@@ -129,6 +129,15 @@ def test_the_installed_command_lists_what_is_ready(data_dir: Path, tmp_path: Pat
     )
 
 
+def test_the_quick_suite_is_part_of_the_demos():
+    quick = suite_cells("quick", None)
+    assert {(cell.task, cell.num_shots) for cell in quick if cell.num_shots} == {
+        ("naming", 2),
+        ("naming", 4),
+    }
+    assert set(quick) <= set(suite_cells("demo", None)) and len(quick) == 6
+
+
 def test_what_a_suite_goes_without_is_said_shortly():
     lines = [f"{name}: its data {NOWHERE_NAMED}; pass --data" for name in ("piqa", "copa")]
     assert left_out_lines([*lines, "pages: --shots 0 does not fit"]) == [
