@@ -1,7 +1,9 @@
 """Tasks on a data set as downloaded: queries of one part, exemplars of its training part."""
 
+import gc
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +73,19 @@ class Records(Generic[R]):
         return Support(ids, self.fingerprint, read, label_of if label else None)
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Millions of new objects, none of them garbage, and Python's collector would look through all
+    of them again and again: two thirds of the time of reading COCO's captions."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class Downloaded(Task, Generic[R]):
     """Queries are the records of the part `evaluation`; the part `training` is read where shots
     are asked for.
@@ -93,7 +108,8 @@ class Downloaded(Task, Generic[R]):
         self.corpus_name = self.name
 
     def _part(self, part: Part) -> Records[R]:
-        return Records(self.folder_path, self.load(part), self.key, self.skip_missing)
+        with _no_collection():
+            return Records(self.folder_path, self.load(part), self.key, self.skip_missing)
 
     def load(self, part: Part) -> list[R]:
         raise NotImplementedError
