@@ -303,6 +303,24 @@ def test_a_missing_package_is_downloaded_checked_and_kept(world, half_cache, mon
     assert len(list(half_cache.iterdir())) == len(world.packages)
 
 
+def test_a_source_package_is_fetched_and_its_code_does_not_run(world, tmp_path, monkeypatch):
+    """`pip download` would run its setup.py, and that fails."""
+    (package,) = [package for package in world.packages if package.is_sdist]
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for other in world.packages:
+        if other is not package:
+            (cache / other.file).hardlink_to(world.cache / other.file)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(world.cache))
+    packages.fetch(cache)
+    assert (cache / package.file).read_bytes() == (world.cache / package.file).read_bytes()
+    (cache / package.file).unlink()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(UserError, match=r"vaderSentiment==3.3.2: pip says .*the package index has"):
+        packages.fetch(cache)
+
+
 @pytest.mark.parametrize(
     ("stderr", "message"),
     [

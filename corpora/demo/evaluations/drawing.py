@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=6)
+    image.save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
@@ -26,20 +26,28 @@ def font(size: int, is_bold: bool = False) -> Any:
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
+@cache
+def length(word: str, size: int) -> float:
+    """How many pixels a word takes; few words make most of a text."""
+    return float(font(size).getlength(word))
+
+
 def wrapped(text: str, size: int, width: int) -> list[str]:
     """The text in lines of at most `width` pixels; longer words are cut."""
-    lines = [""]
+    lines: list[str] = []
+    left = 0.0  # pixels on the last line
     for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font(size).getlength(longer) <= width:
-            lines[-1] = longer
+        if lines and (needed := length(" ", size) + length(word, size)) <= left:
+            lines[-1] += f" {word}"
+            left -= needed
             continue
-        while font(size).getlength(word) > width:
-            cut = next(n for n in range(len(word), 0, -1) if font(size).getlength(word[:n]) < width)
+        while length(word, size) > width:
+            cut = next(n for n in range(len(word), 0, -1) if length(word[:n], size) <= width)
             lines.append(word[:cut])
             word = word[cut:]
         lines.append(word)
-    return [line for line in lines if line]
+        left = width - length(word, size)
+    return lines
 
 
 def blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:

@@ -41,7 +41,7 @@ from corpora.document import Document, ImageSegment
 
 NUM_TEST, NUM_DEVELOPMENT, NUM_SUPPORT = 50, 20, 10  # of each configuration
 PIXELS = 112
-FINER = 3  # drawn larger, then made small: smooth edges
+FINER = 2  # drawn larger, then made small: smooth edges
 
 # As RAVEN draws them: what share of its place a figure takes, by size.
 SIZE_SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -120,8 +120,7 @@ def draw(configuration: str, cell: Cell) -> bytes:
         pen.line((0, side // 2, side, side // 2), fill=(120, 120, 120), width=FINER)
     for number, component in enumerate(cell):
         _draw_component(pen, configuration, number, component)
-    image = image.resize((PIXELS, PIXELS), Image.Resampling.BOX)
-    return png(image.quantize(64, dither=Image.Dither.NONE))
+    return png(image.reduce(FINER))
 
 
 def _draw_component(
