@@ -45,7 +45,7 @@ def corpus_dir(tmp_path: Path, documents: list[Document]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+def demo_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """A cache of invented packages, and the demo corpus built from it with one excluded name."""
     from corpora.demo import build, packages
 

@@ -36,8 +36,8 @@ def content(document) -> tuple:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_no_content_of_a_test_set_is_in_another_set(world, task):
-    test, *others = (documents(world.out, f"eval/{task}_{split}") for split in SPLITS)
+def test_no_content_of_a_test_set_is_in_another_set(demo_world, task):
+    test, *others = (documents(demo_world.out, f"eval/{task}_{split}") for split in SPLITS)
     assert test and all(others)
     asked = {content(document) for document in test}
     shown = {content(document) for other in others for document in other}
@@ -47,19 +47,21 @@ def test_no_content_of_a_test_set_is_in_another_set(world, task):
         assert len(set(keys)) == len(keys)
 
 
-def test_test_sets_show_only_artwork_that_training_never_shows(world):
+def test_test_sets_show_only_artwork_that_training_never_shows(demo_world):
     kinds = ("pairs", "shapes", "interleaved", "vqa")
     names = [f"{kind}/{split}" for kind in kinds for split in ("train", "validation")]
-    seen = {image for d in documents(world.out, "flags/train", *names) for image in d.images}
+    seen = {image for d in documents(demo_world.out, "flags/train", *names) for image in d.images}
     for task in ("flags_test", "flags_development", "emoji_groups_test", "nway_test"):
-        for document in documents(world.out, f"eval/{task}"):
+        for document in documents(demo_world.out, f"eval/{task}"):
             assert document.meta["source"] == "noto"
             assert not set(document.images) & seen, task
 
 
-def test_flags_have_one_right_answer_of_five(world):
-    test = documents(world.out, "eval/flags_test")
-    for document in test + documents(world.out, "eval/flags_support", "eval/flags_development"):
+def test_flags_have_one_right_answer_of_five(demo_world):
+    test = documents(demo_world.out, "eval/flags_test")
+    for document in test + documents(
+        demo_world.out, "eval/flags_support", "eval/flags_development"
+    ):
         meta = document.meta
         assert len({meta["answer"], *meta["distractors"]}) == 5
         assert meta["name"] == f"flag: {meta['answer']}"
@@ -75,8 +77,8 @@ def test_flags_have_one_right_answer_of_five(world):
         assert len(alike & {document.meta["answer"], *document.meta["distractors"]}) <= 2
 
 
-def test_pairs_of_emoji_are_asked_both_ways_and_described_by_what_differs(world):
-    test = documents(world.out, "eval/emoji_groups_test")
+def test_pairs_of_emoji_are_asked_both_ways_and_described_by_what_differs(demo_world):
+    test = documents(demo_world.out, "eval/emoji_groups_test")
     answers = Counter((d.meta["pair"], d.meta["answer"]) for d in test)
     assert set(answers.values()) == {1} and len(answers) == 2 * len({pair for pair, _ in answers})
     numbers = {picture("noto", n): name for n, name in enumerate(tiny_packages.NAMES)}
@@ -85,20 +87,22 @@ def test_pairs_of_emoji_are_asked_both_ways_and_described_by_what_differs(world)
         assert meta["names"][meta["answer"]] == meta["name"] == numbers[document.images[0]]
         first, second = (set(words.split(", ")) for words in meta["descriptions"])
         assert first and second and not first & second
-    development = {d.meta["name"] for d in documents(world.out, "eval/emoji_groups_development")}
+    development = {
+        d.meta["name"] for d in documents(demo_world.out, "eval/emoji_groups_development")
+    }
     assert not development & {d.meta["name"] for d in test}
 
 
-def test_an_episode_shows_every_label_equally_often_in_each_round(world):
-    held_out = set(json.loads((world.out / "concepts.json").read_bytes())["held_out_names"])
+def test_an_episode_shows_every_label_equally_often_in_each_round(demo_world):
+    held_out = set(json.loads((demo_world.out / "concepts.json").read_bytes())["held_out_names"])
     training = " ".join(
         segment.text.lower()
         for kind in ("pairs", "text", "interleaved")
-        for document in documents(world.out, f"{kind}/train")
+        for document in documents(demo_world.out, f"{kind}/train")
         for segment in document.segments
         if hasattr(segment, "text")
     )
-    episodes = documents(world.out, "eval/nway_test", "eval/nway_development")
+    episodes = documents(demo_world.out, "eval/nway_test", "eval/nway_development")
     for document in episodes:
         meta = document.meta
         ways = meta["ways"]
@@ -118,16 +122,16 @@ def test_an_episode_shows_every_label_equally_often_in_each_round(world):
         noto = tiny_packages.NAMES.index(meta["names"][meta["answer"]])
         assert document.images[-1] == picture("noto", noto)
     queries = [
-        {d.images[-1] for d in documents(world.out, f"eval/nway_{part}")}
+        {d.images[-1] for d in documents(demo_world.out, f"eval/nway_{part}")}
         for part in ("test", "development")
     ]
     assert not queries[0] & queries[1]
     assert {d.meta["answer"] for d in episodes} == {0, 1}
 
 
-def test_digits_are_as_many_of_each_and_are_the_digit_they_are_named(world):
+def test_digits_are_as_many_of_each_and_are_the_digit_they_are_named(demo_world):
     for split in SPLITS:
-        found = documents(world.out, f"eval/digits_{split}")
+        found = documents(demo_world.out, f"eval/digits_{split}")
         counts = Counter(document.meta["answer"] for document in found)
         assert len(counts) == 10 and len(set(counts.values())) == 1
         for document in found:
@@ -136,14 +140,14 @@ def test_digits_are_as_many_of_each_and_are_the_digit_they_are_named(world):
             assert len(set(meta["descriptions"])) == 10
 
 
-def test_reviews_of_the_test_split_end_in_seven_and_their_copies_are_in_no_set(world):
+def test_reviews_of_the_test_split_end_in_seven_and_their_copies_are_in_no_set(demo_world):
     for split in SPLITS:
-        for document in documents(world.out, f"eval/sentiment_{split}"):
+        for document in documents(demo_world.out, f"eval/sentiment_{split}"):
             assert (document.key[-1] == "7") == (split == "test")
             assert (document.meta["score"] > 0) == (document.meta["answer"] == "positive")
             assert abs(document.meta["score"]) >= 0.5
             assert document.key != "review-00018"  # 17 in capitals
-    test = documents(world.out, "eval/sentiment_test")
+    test = documents(demo_world.out, "eval/sentiment_test")
     assert {d.meta["answer"] for d in test} == {"positive", "negative"}
 
 
@@ -161,8 +165,8 @@ def test_a_long_review_fits_on_its_picture():
     assert bottom > 0.6 * sentiment.PIXELS
 
 
-def test_answers_stand_once_on_their_page(world):
-    test = documents(world.out, "eval/pages_test")
+def test_answers_stand_once_on_their_page(demo_world):
+    test = documents(demo_world.out, "eval/pages_test")
     for document in test:
         (answer,) = document.meta["answers"]
         lines = document.meta["page_text"].split("\n")
@@ -176,9 +180,9 @@ def test_answers_stand_once_on_their_page(world):
 # ---- Raven --------------------------------------------------------------------------------------
 
 
-def test_raven_test_puzzles_are_the_reserved_ones(world):
+def test_raven_test_puzzles_are_the_reserved_ones(demo_world):
     for split in SPLITS:
-        for document in documents(world.out, f"eval/raven_{split}"):
+        for document in documents(demo_world.out, f"eval/raven_{split}"):
             configuration = document.meta["configuration"]
             is_reserved = (
                 configuration == raven_puzzles.RESERVED or int(document.key.split("-")[-1]) >= 1500
@@ -189,7 +193,7 @@ def test_raven_test_puzzles_are_the_reserved_ones(world):
             assert 0 <= document.meta["answer"] < 8
     reserved = [
         d
-        for d in documents(world.out, "eval/raven_test")
+        for d in documents(demo_world.out, "eval/raven_test")
         if d.meta["configuration"] == raven_puzzles.RESERVED
     ]
     assert len(reserved) > 20
@@ -276,11 +280,11 @@ def test_a_cell_is_read_with_its_components_and_places():
 # ---- questions ----------------------------------------------------------------------------------
 
 
-def test_a_situation_and_a_twin_question_are_on_one_side_only(world):
-    test, *others = (documents(world.out, f"eval/socialiqa_{split}") for split in SPLITS)
+def test_a_situation_and_a_twin_question_are_on_one_side_only(demo_world):
+    test, *others = (documents(demo_world.out, f"eval/socialiqa_{split}") for split in SPLITS)
     situations = {d.meta["context"] for d in test}
     assert not situations & {d.meta["context"] for other in others for d in other}
-    test, *others = (documents(world.out, f"eval/quartz_{split}") for split in SPLITS)
+    test, *others = (documents(demo_world.out, f"eval/quartz_{split}") for split in SPLITS)
 
     def untwisted(document) -> str:
         return re.sub(r"goes (up|down)", "", document.meta["question"])
@@ -289,16 +293,16 @@ def test_a_situation_and_a_twin_question_are_on_one_side_only(world):
     assert not asked & {untwisted(d) for other in others for d in other}
     # Without the search for twins they would have been: a hash cannot see them.
     kept = {d.key for other in (test, *others) for d in other}
-    wheels = Wheels({p.name: world.cache / p.file for p in world.packages})
+    wheels = Wheels({p.name: demo_world.cache / p.file for p in demo_world.packages})
     every = questions.read(wheels, "quartz", questions.QUARTZ_PATH, questions.QUARTZ)
     assert len(kept) < sum(1 for _ in every) - 10
 
 
-def test_questions_are_read_with_their_answers(world):
+def test_questions_are_read_with_their_answers(demo_world):
     (document,) = (
         d
         for split in SPLITS
-        for d in documents(world.out, f"eval/socialiqa_{split}")
+        for d in documents(demo_world.out, f"eval/socialiqa_{split}")
         if d.key == "socialiqa-0004"
     )
     names = tiny_packages.NAMES
