@@ -33,6 +33,7 @@ from corpora.demo.evaluations.raven_puzzles import (
     Puzzle,
     bisected,
     configurations,
+    is_for_test,
     places,
     read_puzzle,
     vote,
@@ -78,16 +79,15 @@ def sets(material: Material) -> Sets:
         }
         numbered = list(enumerate(lines.splitlines()))
         for number, line in shuffled(numbered, "raven", configuration, key=lambda n: n[0]):
-            puzzle = read_puzzle(line, configuration, number)
-            group = (
-                ("raven_test",) if puzzle.is_for_test else ("raven_development", "raven_support")
-            )
+            is_test = is_for_test(configuration, number)
+            group = ("raven_test",) if is_test else ("raven_development", "raven_support")
             name = next((name for name in group if wanted[name]), None)
-            if name is not None and (document := query(puzzle)) is not None:
+            if name is None:
+                continue
+            document = query(read_puzzle(line, configuration, number))
+            if document is not None:
                 found[name].append(document)
                 wanted[name] -= 1
-            if not any(wanted.values()):
-                break
     return found
 
 

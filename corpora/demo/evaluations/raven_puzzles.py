@@ -71,10 +71,6 @@ class Puzzle:
     def key(self) -> str:
         return f"raven-{self.configuration.replace('_', '-')}-{self.number:04d}"
 
-    @property
-    def is_for_test(self) -> bool:
-        return self.configuration == RESERVED or self.number >= NUM_FOR_USE
-
 
 @dataclass(frozen=True)
 class Attribute:
@@ -126,6 +122,11 @@ def read_cell(sentence: str, configuration: str) -> Cell:
 def configurations(wheels: Wheels) -> list[str]:
     files = wheels.files("evals", FOLDER, ".jsonl")
     return [path.removeprefix(FOLDER).removesuffix(".jsonl") for path in files]
+
+
+def is_for_test(configuration: str, number: int) -> bool:
+    """Whether a line of a file is in the project's test split."""
+    return configuration == RESERVED or number >= NUM_FOR_USE
 
 
 def read_puzzle(line: str, configuration: str, number: int) -> Puzzle:
