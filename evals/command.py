@@ -16,7 +16,7 @@ from evals.options import (
     TaskOptions,
 )
 from evals.shots import HOWS
-from evals.tasks import NOWHERE_NAMED, SPLIT_NAMES, SUITES, TASKS, make_task
+from evals.tasks import SPLIT_NAMES, SUITES, TASKS, make_task
 from mllm.command import Parser, print_json, stdout_is_json
 from mllm.errors import UserError
 
@@ -63,11 +63,11 @@ def main(argv: list[str]) -> int:
         return 0
     results = evaluate(args)
     if results is not None:
-        from evals.table import print_scores
+        from evals.table import left_out_lines, print_scores
 
         print_scores(results["cells"])
         for line in left_out_lines(results["left_out"]):
-            print(line)
+            print(f"left out: {line}")
         print(f"{args.out / 'results.json'}: {results['time_seconds']:.0f} s")
         if args.has_report:
             print(f"{args.out / 'report.html'}: open it in a browser")
@@ -92,17 +92,6 @@ def _over_training(args: argparse.Namespace) -> int:
         if args.has_report:
             print(f"{args.out / 'report.html'}: open it in a browser")
     return 0
-
-
-def left_out_lines(left_out: list[str]) -> list[str]:
-    """What a suite went without: a line each, and one for all whose data nobody named."""
-    unnamed = [line for line in left_out if NOWHERE_NAMED in line]
-    lines = [f"left out: {line}" for line in left_out if line not in unnamed]
-    if unnamed:
-        lines.append(
-            f"left out: {len(unnamed)} tasks whose data {NOWHERE_NAMED}; see `mllm eval list`"
-        )
-    return lines
 
 
 def _parser() -> Parser:

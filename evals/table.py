@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evals.tasks import NOWHERE_NAMED
+
 CONTROLS = ("blind", "no_picture", "permuted")  # columns; a task's own stand below the table
 LANGUAGE_SETS = (
     "storycloze",
@@ -168,3 +170,12 @@ def print_tasks(suites: dict[str, str], tasks: list[dict[str, str]]) -> None:
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table)
+
+
+def left_out_lines(left_out: list[str]) -> list[str]:
+    """What a suite went without: a line each, and one for all whose data nobody named."""
+    unnamed = [line for line in left_out if NOWHERE_NAMED in line]
+    lines = [line for line in left_out if line not in unnamed]
+    if unnamed:
+        lines.append(f"{len(unnamed)} tasks whose data {NOWHERE_NAMED}; see `mllm eval list`")
+    return lines

@@ -8,6 +8,7 @@ from evals.api import Task
 from evals.page.examples import Prompter, drawn, worst
 from evals.page.prompts import Album, example
 from evals.rows import Row, whole_rows
+from evals.table import left_out_lines
 from mllm.files import write_aside
 from mllm.report.closing import settings_details, settings_section
 from mllm.report.document import document
@@ -68,7 +69,7 @@ def write_page(
         _subtitle(results, cells),
         [section for section in sections if section[2] is not None],
         lead=headline(cells),
-        missing=results["left_out"],
+        missing=left_out_lines(results["left_out"]),
         written_by="mllm eval",
     )
     with write_aside(path) as file:

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from evals.command import left_out_lines, main
+from evals.command import main
+from evals.table import left_out_lines
 from evals.tasks import LOCAL_TASKS, NOWHERE_NAMED, suite_cells
 from evals.tasks.local import LOCAL_SETS
 from mllm.errors import UserError
@@ -141,8 +142,8 @@ def test_the_quick_suite_is_part_of_the_demos():
 def test_what_a_suite_goes_without_is_said_shortly():
     lines = [f"{name}: its data {NOWHERE_NAMED}; pass --data" for name in ("piqa", "copa")]
     assert left_out_lines([*lines, "pages: --shots 0 does not fit"]) == [
-        "left out: pages: --shots 0 does not fit",
-        "left out: 2 tasks whose data is nowhere named; see `mllm eval list`",
+        "pages: --shots 0 does not fit",
+        "2 tasks whose data is nowhere named; see `mllm eval list`",
     ]
 
 

@@ -64,7 +64,7 @@ def run(tasks: list[tuple[Task, tuple[str, ...]]], out: Path) -> SimpleNamespace
         "model": "runs/x/export",
         "model_fingerprint": "c0ffee",
         "versions": versions(),
-        "left_out": ["hellaswag: its data is nowhere named"],
+        "left_out": ["hellaswag: its data is nowhere named; pass --data"],
         "cells": cells,
     }
     by_key = {(task.name, task.split): task for task, _ in tasks}
@@ -104,7 +104,14 @@ def test_every_cell_is_on_the_page_with_what_it_is_held_against(ran: SimpleNames
             assert value is None or f"{value:,.{digits}f}" in seen, (cell["suite"], value)
         assert f"n = {cell['n']}" in seen and verdict(cell).text in seen
         assert f"{cell['suite']} ({cell['split']}) k={cell['shots']}" in seen
-    for expected in ("0*", "hellaswag: its data", "c0ffee", "pillow", "capped", "other answers"):
+    for expected in (
+        "0*",
+        "1 tasks whose data is nowhere named",
+        "c0ffee",
+        "pillow",
+        "capped",
+        "other answers",
+    ):
         assert expected in seen, expected
 
 
