@@ -13,6 +13,8 @@ controls.py    blind controls, pixel neighbour, unigram and question-only baseli
 tasks/         one small file per task
 exported.py    an export folder behind the door
 run.py         a cell: rows appended as they come, resumed by id, measured once
+asking.py      prompts through the door, stage by stage; the positions that answers take
+cell_scores.py what a cell's rows say: score over seeds, its error, the baselines beside it
 table.py       what is printed
 page/          report.html: scores, curves, examples with their shots, worst errors
 checkpoints.py the cells on every checkpoint of a run

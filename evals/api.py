@@ -338,6 +338,10 @@ class Task(ABC):
         """What is asked after these responses, such as the second stage of a chain of thought."""
         return None
 
+    def later_positions(self, model: Model) -> int:
+        """Positions that a follow-up takes beyond the prompt and the first answer."""
+        return 0
+
     @abstractmethod
     def row(self, query: Query, responses: Sequence[Response]) -> dict[str, Any]:
         """`raw`, `answer`, `candidates`, `gold`, `score` and what the metric needs.

@@ -4,24 +4,24 @@ import argparse
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from evals.api import SEPARATORS
 from evals.data import DEFAULT_DEMO_DIR, read_data_paths
 from evals.options import (
     CONSTRAINTS,
+    CONTROLS,
     LANGUAGE_STYLES,
     MATCHES,
     PROMPT_STYLES,
     SHOWN_ANSWERS,
     TaskOptions,
 )
+from evals.scoring import NORM_NAMES
 from evals.shots import HOWS
-from evals.tasks import SPLIT_NAMES, SUITES, TASKS, make_task
+from evals.tasks import SPLIT_NAMES, SUITES, TASKS, data_names, make_task
 from mllm.command import Parser, print_json, stdout_is_json
 from mllm.errors import UserError
-
-NORMS = ("sum", "token", "char", "byte", "uncond")
-CONTROL_NAMES = ("blind", "no_picture", "permuted", "own")
 
 EXAMPLES = """examples:
   mllm eval demo --model runs/demo/export --out runs/demo/eval
@@ -51,47 +51,44 @@ def main(argv: list[str]) -> int:
     if args.suites == ["list"]:
         return _list(args)
     _check(args)
-    if args.checkpoints is not None:
-        return _over_training(args)
-    from evals.evaluate import evaluate
-
     if args.json:
         with stdout_is_json():
-            results = evaluate(args)
-        if results is not None:
-            print_json(results)
-        return 0
-    results = evaluate(args)
-    if results is not None:
-        from evals.table import left_out_lines, print_scores
-
-        print_scores(results["cells"])
-        for line in left_out_lines(results["left_out"]):
-            print(f"left out: {line}")
-        print(f"{args.out / 'results.json'}: {results['time_seconds']:.0f} s")
-        if args.has_report:
-            print(f"{args.out / 'report.html'}: open it in a browser")
-    return 0
-
-
-def _over_training(args: argparse.Namespace) -> int:
-    from evals.checkpoints import cells_by_step, evaluate_checkpoints
-
-    if args.json:
-        with stdout_is_json():
-            content = evaluate_checkpoints(args)
+            content = _ask(args)
         if content is not None:
             print_json(content)
         return 0
-    content = evaluate_checkpoints(args)
+    content = _ask(args)
     if content is not None:
-        from evals.table import print_steps
+        _print(args, content)
+    return 0
+
+
+def _ask(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What results.json or checkpoints.json holds; None on a process that only asks."""
+    if args.checkpoints is not None:
+        from evals.checkpoints import evaluate_checkpoints
+
+        return evaluate_checkpoints(args)
+    from evals.evaluate import evaluate
+
+    return evaluate(args)
+
+
+def _print(args: argparse.Namespace, content: dict[str, Any]) -> None:
+    from evals.table import left_out_lines, print_scores, print_steps
+
+    if args.checkpoints is not None:
+        from evals.checkpoints import cells_by_step
 
         print_steps(cells_by_step(content["steps"]))
         print(f"{args.out / 'checkpoints.json'}: {len(content['steps'])} steps of {content['run']}")
-        if args.has_report:
-            print(f"{args.out / 'report.html'}: open it in a browser")
-    return 0
+    else:
+        print_scores(content["cells"])
+        for line in left_out_lines(content["left_out"]):
+            print(f"left out: {line}")
+        print(f"{args.out / 'results.json'}: {content['time_seconds']:.0f} s")
+    if args.has_report:
+        print(f"{args.out / 'report.html'}: open it in a browser")
 
 
 def _parser() -> Parser:
@@ -149,7 +146,7 @@ def _parser() -> Parser:
     asking = parser.add_argument_group("prompts and answers")
     asking.add_argument("--prompt-style", choices=PROMPT_STYLES, default="kosmos")
     asking.add_argument("--language-style", choices=LANGUAGE_STYLES, default="kosmos")
-    asking.add_argument("--norm", choices=NORMS, help="headline norm of ranking tasks")
+    asking.add_argument("--norm", choices=NORM_NAMES, help="headline norm of ranking tasks")
     asking.add_argument("--num-beams", type=int)
     asking.add_argument("--max-new-tokens", type=int)
     asking.add_argument("--length-penalty", type=float)
@@ -164,7 +161,7 @@ def _parser() -> Parser:
     running.add_argument(
         "--controls",
         default="blind,permuted,own",
-        help=f"of {','.join(CONTROL_NAMES)}, or none (default blind,permuted,own)",
+        help=f"of {','.join(CONTROLS)}, or none (default blind,permuted,own)",
     )
     return parser
 
@@ -198,10 +195,10 @@ def controls(args: argparse.Namespace) -> tuple[str, ...]:
         return ()
     names = _distinct("--controls", args.controls)
     for name in names:
-        if name not in CONTROL_NAMES:
+        if name not in CONTROLS:
             raise UserError(
                 f"--controls {args.controls}: no control {name!r}; one of "
-                f"{', '.join(CONTROL_NAMES)}, or none"
+                f"{', '.join(CONTROLS)}, or none"
             )
     return names
 
@@ -256,7 +253,7 @@ def _check_checkpoints(args: argparse.Namespace) -> None:
 
 def _list(args: argparse.Namespace) -> int:
     """What there is, what it reads, where that comes from, and whether it is there."""
-    paths = read_data_paths(args.data, _data_names())
+    paths = read_data_paths(args.data, data_names())
     options = task_options(args)
     rows = []
     for name, info in TASKS.items():
@@ -284,7 +281,3 @@ def _list(args: argparse.Namespace) -> int:
 
     print_tasks(SUITES, rows)
     return 0
-
-
-def _data_names() -> set[str]:
-    return {*TASKS, *(info.data for info in TASKS.values())}

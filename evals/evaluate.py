@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from evals.data import read_data_paths
 from evals.rows import Share
 from evals.shots import DoesNotFit, Selection, read_fixed
 from evals.table import language_averages
-from evals.tasks import TASKS, CellSpec, make_task, suite_cells
+from evals.tasks import TASKS, CellSpec, data_names, make_task, suite_cells
 from evals.tasks.sources import MissingSet
 from mllm import dist
 from mllm.errors import UserError
@@ -114,7 +115,7 @@ def cells_of(args: argparse.Namespace) -> tuple[list[CellSpec], dict[str, Task],
 
     A task that was asked for by name must have its data.
     """
-    paths = read_data_paths(args.data, {*TASKS, *(info.data for info in TASKS.values())})
+    paths = read_data_paths(args.data, data_names())
     options, labels = task_options(args), shot_labels(args)
     specs = [spec for name in args.suites for spec in suite_cells(name, labels)]
     specs = list(dict.fromkeys(specs))
@@ -141,7 +142,7 @@ def tasks_of(
     args: argparse.Namespace, cells: list[dict[str, Any]], tasks: dict[str, Task]
 ) -> dict[tuple[str, str], Task]:
     """By suite and split: a command's tasks, and those of earlier cells whose data is there."""
-    paths = read_data_paths(args.data, {*TASKS, *(info.data for info in TASKS.values())})
+    paths = read_data_paths(args.data, data_names())
     found = {(task.name, task.split): task for task in tasks.values()}
     for cell in cells:
         name, split = cell["suite"], cell["split"]
@@ -212,7 +213,8 @@ def find_share() -> tuple[Share, bool]:
     import torch
 
     dist.set_up_environment()
-    torch.distributed.init_process_group("gloo")  # nothing but barriers goes through it
+    # Nothing but barriers goes through it; the first to come may wait long for the last.
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
     return Share(dist.rank(), dist.world_size()), dist.rank() == 0
 
 

@@ -13,6 +13,8 @@ LANGUAGE_STYLES: tuple[LanguageStyle, ...] = get_args(LanguageStyle)
 SHOWN_ANSWERS: tuple[ShownAnswer, ...] = get_args(ShownAnswer)
 MATCHES: tuple[Match, ...] = get_args(Match)
 CONSTRAINTS: tuple[Constraint, ...] = get_args(Constraint)
+# Of a cell: `own` are those that a task brings.
+CONTROLS = ("blind", "no_picture", "permuted", "own")
 
 
 @dataclass(frozen=True)

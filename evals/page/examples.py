@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 from evals.api import SEPARATORS, Exemplar, Prompt, Support, Task
@@ -62,6 +63,9 @@ def _gold_index(row: Row) -> int:
     return [candidate["text"].strip() for candidate in row["candidates"]].index(row["gold"])
 
 
+UNBOUNDED: Any = SimpleNamespace(max_positions=None)  # a model to which every prompt fits
+
+
 @dataclass(frozen=True)
 class Prompter:
     """Makes the prompts of a cell's rows again, from the data that the task reads now.
@@ -84,7 +88,11 @@ class Prompter:
         query = self.task.query(row["id"])
         # Without shots no separator stands in the settings, though the digest has one.
         separators = [self.settings["separator"]] if row["shots"] else SEPARATORS
-        prompts = (Prompt(shots, query, separator) for separator in separators)
+        # What a task adds to every prompt, such as a style's instruction. What it cut for a model
+        # is not made again.
+        prompts = (
+            self.task.fitted(Prompt(shots, query, separator), UNBOUNDED) for separator in separators
+        )
         return next((p for p in prompts if p.sha() == row["prompt_sha"]), None)
 
     def _support(self, task: Task) -> Support | None:

@@ -14,7 +14,7 @@ from mllm.report.verdict import Cell, decimals
 
 SHOT_SIDE, QUERY_SIDE = 80, 224  # pixels a side at most; a page of text is read at the larger
 MAX_SHOT_TEXT, MAX_QUERY_TEXT = 240, 1500  # characters
-SEPARATOR_SIGNS = {"eos": "</s>", "newline": "↵", "none": None}
+SEPARATOR_SIGNS = {"eos": "</s>", "newline": "↵", "blank_line": "↵↵", "none": None}
 
 
 @dataclass

@@ -68,6 +68,11 @@ SUITES = {
 }
 
 
+def data_names() -> set[str]:
+    """What `--data NAME=DIR` may name: data sets, and tasks."""
+    return {*TASKS, *(info.data for info in TASKS.values())}
+
+
 @dataclass(frozen=True)
 class CellSpec:
     """One line of the score table.

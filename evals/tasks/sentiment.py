@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from corpora.document import ImageSegment, Segment, TextSegment
-from evals.api import Exemplar, Generated, Measured, Prompt, Query, RankRequest, Request, Response
+from evals.api import (
+    Exemplar,
+    Generated,
+    Measured,
+    Model,
+    Prompt,
+    Query,
+    RankRequest,
+    Request,
+    Response,
+)
 from evals.captions import one_line
 from evals.tasks.answering import AnswerTask, cut
 from evals.tasks.ranking import RankTask
@@ -53,6 +63,11 @@ class ChainOfThought(SentimentTask, AnswerTask):
         text = f"{self.rationale(responses)} {PROMPT}".lstrip()
         second = prompt.with_query((picture, TextSegment(text)))
         return RankRequest(second, tuple(f" {label}" for label in LABELS), self.is_conditioned)
+
+    def later_positions(self, model: Model) -> int:
+        """The description is part of the second prompt, in about as many tokens as it was made of;
+        the label comes after it."""
+        return max(len(model.encode(f" {label}")) for label in LABELS)
 
     def rationale(self, responses: Sequence[Response]) -> str:
         described = responses[0]

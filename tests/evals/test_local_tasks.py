@@ -16,9 +16,10 @@ from evals.api import (
     Task,
     VariantRequest,
 )
+from evals.asking import ask
 from evals.data import DataPaths
 from evals.options import TaskOptions
-from evals.run import CellOptions, ask, run_cell
+from evals.run import CellOptions, run_cell
 from evals.shots import Selection, build_prompts, draw_shots
 from evals.tasks import TASKS, make_task
 from evals.tasks.local import LOCAL_SETS
@@ -233,6 +234,17 @@ def test_a_chain_of_thought_asks_twice_and_keeps_what_was_said(local_dir: Path, 
     row = json.loads(path.read_text().split("\n")[0])
     assert row["rationale"] == "a bad film" and row["raw"] == " a bad\n  film"
     assert row["answer"] == "negative" and cell["score"] == pytest.approx(100 * 5 / 12, abs=1e-3)
+
+
+def test_a_chain_of_thought_needs_room_for_its_second_stage(local_dir: Path, tmp_path: Path):
+    options = replace(OPTIONS, controls=())
+    # <s>, the picture, the question (whose place the longer of both stages takes), the
+    # description's cap, and after it the label.
+    question = len("Question: what is the sentiment of the opinion? Answer:")
+    needed = 1 + 6 + question + 128 + len(" positive")
+    assert run_cell(SentimentCot(local_dir), short(needed), options, tmp_path / "fits")
+    with pytest.raises(UserError, match="does not fit"):
+        run_cell(SentimentCot(local_dir), short(needed - 1), options, tmp_path / "not")
 
 
 def test_a_page_is_cut_at_its_end_and_counted(local_dir: Path, tmp_path: Path):

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from corpora.document import Document, ImageSegment
+from corpora.document import Document, ImageSegment, TextSegment
 from evals import checkpoints
-from evals.api import CandidateScore, RankRequest, Task
+from evals.api import CandidateScore, Model, Prompt, RankRequest, Task
 from evals.command import main
 from evals.page import write_page
 from evals.page.examples import Prompter, drawn, worst
@@ -180,6 +180,20 @@ def test_prompts_are_made_again_as_they_were_asked(ran: SimpleNamespace, shots: 
     if shots == "4":
         changed = Prompter(prompter.task, cell["settings"] | {"support": "other"})
         assert changed.prompt(row) is None
+
+
+def test_what_a_task_puts_before_every_prompt_is_on_the_page(data_dir: Path, tmp_path: Path):
+    class Instructed(Naming):
+        def fitted(self, prompt: Prompt, model: Model) -> Prompt:
+            told = (TextSegment("Name it."), *prompt.query.segments)
+            return prompt.with_query(told)
+
+    cell = run_cell(Instructed(data_dir), FakeModel(), CellOptions(num_shots=0, limit=3), tmp_path)
+    assert cell is not None
+    (row, *_) = whole_rows(tmp_path / cell["per_seed"][0]["samples"])
+    prompt = Prompter(Instructed(data_dir), cell["settings"]).prompt(row)
+    assert prompt is not None and prompt.query.segments[0] == TextSegment("Name it.")
+    assert Prompter(Naming(data_dir), cell["settings"]).prompt(row) is None
 
 
 def test_a_card_shows_shots_with_pictures_and_texts_in_order(ran: SimpleNamespace):

@@ -117,8 +117,8 @@ def test_a_full_disk_leaves_whole_rows_and_one_line(tmp_path: Path, monkeypatch)
 def test_permuted_shots_keep_their_pictures_and_lose_their_answers(
     data_dir: Path, fake: FakeModel, tmp_path: Path
 ):
-    cell = run_cell(EasyVqa(data_dir), fake, replace(OPTIONS, num_shots=3, limit=12), tmp_path)
-    folder = tmp_path / "easy_vqa_test/k3/seed0"
+    cell = run_cell(EasyVqa(data_dir), fake, replace(OPTIONS, num_shots=2, limit=12), tmp_path)
+    folder = tmp_path / "easy_vqa_test/k2/seed0"
     shown, permuted = rows_of(folder / "samples.jsonl"), rows_of(folder / "permuted/samples.jsonl")
     assert [row["shots"] for row in permuted] == [row["shots"] for row in shown]
     assert all(

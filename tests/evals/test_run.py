@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from evals.api import Baselines
+from evals.api import Baselines, Prompt
+from evals.cell_scores import verdicts
 from evals.options import TaskOptions
-from evals.run import CellOptions, run_cell, verdicts
+from evals.run import CellOptions, run_cell
 from evals.select import by_hash, select
 from evals.table import verdict_lines
 from evals.tasks import LOCAL_TASKS
@@ -183,6 +184,21 @@ def test_too_many_shots_are_refused_before_anything_is_asked(
     with pytest.raises(UserError, match=r"--shots 8 does not fit.*9 images x \(4 \+ 2\)"):
         run_cell(Naming(data_dir), fake, replace(OPTIONS, num_shots=8), tmp_path)
     assert fake.asked == [] and not any(tmp_path.iterdir())
+
+
+def test_a_control_that_does_not_fit_is_refused_before_anything_is_asked(
+    data_dir: Path, fake: FakeModel, tmp_path: Path
+):
+    class Wordy(Naming):
+        def permuted(self, prompt: Prompt, key: str) -> Prompt:
+            shots = tuple(replace(shot, answer=" a very long name" * 9) for shot in prompt.shots)
+            return replace(prompt, shots=shots)
+
+    options = replace(OPTIONS, num_shots=2, limit=6)
+    with pytest.raises(UserError, match="--shots 2 does not fit"):
+        run_cell(Wordy(data_dir), fake, options, tmp_path)
+    assert fake.asked == [] and not any(tmp_path.iterdir())
+    run_cell(Wordy(data_dir), fake, replace(options, controls=("blind",)), tmp_path)
 
 
 def test_a_smaller_limit_takes_a_subset():
