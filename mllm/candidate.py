@@ -1,5 +1,7 @@
 """What ranking gives back for one candidate; evaluation reads it without loading a model."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -17,3 +19,10 @@ class CandidateScore:
     num_chars: int
     num_bytes: int
     ll_uncond: float | None = None
+
+
+def shares(scores: Sequence[CandidateScore]) -> list[float]:
+    """Probability of each candidate among these: the softmax of their log-likelihoods."""
+    best = max(score.ll for score in scores)
+    weights = [math.exp(score.ll - best) for score in scores]
+    return [weight / sum(weights) for weight in weights]

@@ -28,7 +28,7 @@ VERBS = {
     "import": ("mllm.importing", "take over Kosmos-2's weights: mllm import kosmos2 DIR --out DIR"),
     "eval": ("evals.command", "zero-shot and few-shot evaluation with controls"),
     "report": ("mllm.report", "one HTML page over runs and evaluations"),
-    "chat": ("mllm.chat", "chat with pictures: mllm chat --model runs/demo/export"),
+    "chat": ("mllm.chat.command", "chat with pictures: mllm chat --model runs/demo/export"),
     "doctor": ("mllm.doctor.command", "self-tests for the machine that will train: mllm doctor"),
     "demo": ("mllm.demo", "the whole chain on real data; what `make demo` runs"),
 }

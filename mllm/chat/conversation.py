@@ -92,7 +92,8 @@ class Conversation:
         Raises:
             UserError: there is none.
         """
-        for holder in [*reversed(self.turns), *reversed(self.shots)]:
+        holders: list[Turn | Shot] = [*self.shots, *self.turns]
+        for holder in reversed(holders):
             for part in reversed(holder.content):
                 if isinstance(part, Picture):
                     return part
@@ -115,9 +116,7 @@ class Conversation:
 class Branches:
     """Conversations by name, one of them current. There is always one."""
 
-    by_name: dict[str, Conversation] = field(
-        default_factory=lambda: {MAIN_BRANCH: Conversation()}
-    )
+    by_name: dict[str, Conversation] = field(default_factory=lambda: {MAIN_BRANCH: Conversation()})
     current: str = MAIN_BRANCH
 
     @property

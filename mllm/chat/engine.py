@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,10 @@ class Stats:
         """After the first token; None where there is no second."""
         rest = self.seconds - self.first_seconds
         return (self.num_new - 1) / rest if self.num_new > 1 and rest > 0 else None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return asdict(self) | {"tokens_per_second": self.tokens_per_second}
 
 
 @dataclass
@@ -342,7 +346,7 @@ class Engine:
             inputs = self.processor.image_processor(
                 [picture.data for picture in new.values()], return_tensors="pt"
             )
-            encoded = self.model.get_image_features(inputs["pixel_values"].to(self.device))
+            encoded: Any = self.model.get_image_features(inputs["pixel_values"].to(self.device))
             known.update(zip(new, encoded.pooler_output, strict=True))
             stats.num_encoded = len(new)
         latents = torch.stack([known[picture.sha256] for picture in pictures])
@@ -415,9 +419,7 @@ def _keys(prompt: EncodedPrompt) -> list[Key]:
 def _pictures_from(prompt: EncodedPrompt, place: int) -> list[Any]:
     """The pictures whose slots stand at `place` or later."""
     ids = prompt.token_ids
-    starts = [
-        i for i, token_id in enumerate(ids) if token_id == SLOT_ID and ids[i - 1] != SLOT_ID
-    ]
+    starts = [i for i, token_id in enumerate(ids) if token_id == SLOT_ID and ids[i - 1] != SLOT_ID]
     return [p for p, start in zip(prompt.pictures, starts, strict=True) if start >= place]
 
 

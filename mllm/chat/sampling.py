@@ -57,7 +57,7 @@ class Sampling:
         if name not in types:
             raise UserError(f"no setting {name!r}; one of {', '.join(types)}")
         try:
-            value = float(text) if types[name] is float else int(text)
+            value: Any = float(text) if types[name] is float else int(text)
         except ValueError:
             raise UserError(f"{name} {text!r}: {LIMITS[name][1]}") from None
         return replace(self, **{name: value})

@@ -192,7 +192,7 @@ def from_json(text: str | bytes, name: str) -> Transcript:
             [
                 Turn(
                     content(turn.content),
-                    turn.answer and Answer(**turn.answer.model_dump()),
+                    None if turn.answer is None else Answer(**turn.answer.model_dump()),
                     turn.line,
                     turn.attempt,
                 )
