@@ -5,6 +5,7 @@ what it is given: the latents of pictures by the hash of their bytes, and a cach
 that holds the longest known beginning of the prompt.
 """
 
+import copy
 import queue
 import threading
 import time
@@ -219,50 +220,98 @@ class Engine:
     def _generate(
         self, request: Request, pieces: "queue.Queue[Any]", closed: threading.Event
     ) -> None:
+        """Puts the answer's pieces; the prefix it began from then holds all that was computed."""
         start = time.perf_counter()
-        stats, sampling, prompt = request.stats, request.sampling, request.prompt
-        ids = torch.tensor([prompt.token_ids], device=self.device)  # (1, T)
-        prefix = self._prefilled(prompt, stats, request.uses_cache)
-        length = ids.shape[1]
+        stats, prompt = request.stats, request.prompt
+        keys = _keys(prompt)
+        stats.num_prompt, stats.num_pictures = len(keys), len(prompt.pictures)
+        prefix, stats.num_reused = (
+            self._longest(keys) if request.uses_cache else (self._new_prefix(), 0)
+        )
 
         class Stopped(StoppingCriteria):
             def __call__(self, input_ids: Any, scores: Any, **settings: Any) -> Any:
                 if not stats.first_seconds:
                     stats.first_seconds = time.perf_counter() - start
-                stats.num_new = input_ids.shape[1] - length
+                stats.num_new = input_ids.shape[1] - len(keys)
                 is_over = request.stopped.is_set() or closed.is_set()
                 return torch.full((len(input_ids),), is_over, device=input_ids.device)
 
-        cache = prefix.cache
-        streamer = None
-        if sampling.beams > 1:
-            cache = _repeated(cache, sampling.beams)
-        else:
-            streamer = _Pieces(self.processor.tokenizer, pieces)
-        torch.manual_seed(sampling.seed)
+        settings = {
+            "stopping_criteria": StoppingCriteriaList([Stopped()]),
+            "generation_config": self._generation_config(request.sampling),
+        }
+        torch.manual_seed(request.sampling.seed)
         try:
-            rows = self.model.generate(  # type: ignore[misc]
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                past_key_values=cache,
-                streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([Stopped()]),
-                generation_config=self._generation_config(sampling),
-            )
+            search = self._sample if request.sampling.beams == 1 else self._search
+            new_ids = search(request, prefix, pieces, settings)
         except BaseException:
             self._forget(prefix)  # its cache may hold more than its keys say
             raise
-        new_ids = rows[0, length:].tolist()
-        if cache is prefix.cache:
-            added = prefix.cache.get_seq_length() - len(prefix.keys)
-            prefix.keys += [*prompt.token_ids, *new_ids][len(prefix.keys) :][:added]
-        if sampling.beams > 1:
-            pieces.put(self.processor.tokenizer.decode(new_ids, skip_special_tokens=True))
+        prefix.keys = [*keys, *new_ids][: prefix.cache.get_seq_length()]
         stats.num_new = len(new_ids)
-        stats.is_capped = len(new_ids) >= sampling.max_new_tokens and (
-            new_ids[-1] not in self._stops
+        stats.is_capped = (
+            len(new_ids) >= request.sampling.max_new_tokens and new_ids[-1] not in self._stops
         )
         stats.seconds = time.perf_counter() - start
+
+    def _sample(
+        self,
+        request: Request,
+        prefix: _Prefix,
+        pieces: "queue.Queue[Any]",
+        settings: dict[str, Any],
+    ) -> list[int]:
+        """One token after another; `generate` computes what the prefix lacks."""
+        ids = torch.tensor([request.prompt.token_ids], device=self.device)  # (1, T)
+        rows = self.model.generate(  # type: ignore[misc]
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=prefix.cache,
+            streamer=_Pieces(self.processor.tokenizer, pieces),
+            **self._new_pictures(request),
+            **settings,
+        )
+        return rows[0, ids.shape[1] :].tolist()
+
+    def _search(
+        self,
+        request: Request,
+        prefix: _Prefix,
+        pieces: "queue.Queue[Any]",
+        settings: dict[str, Any],
+    ) -> list[int]:
+        """Beam search on a copy of the prefix for each beam.
+
+        What the prefix lacks is computed first: `generate` would deal latents to beams by the slots
+        of the whole prompt.
+        """
+        ids = torch.tensor([request.prompt.token_ids], device=self.device)  # (1, T)
+        length, known = ids.shape[1], request.stats.num_reused
+        if known < length - 1:
+            self.model(
+                input_ids=ids[:, known:-1],
+                past_key_values=prefix.cache,
+                logits_to_keep=1,
+                **self._new_pictures(request),
+            )
+        rows = self.model.generate(  # type: ignore[misc]
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=_copied(prefix.cache, request.sampling.beams),
+            **settings,
+        )
+        new_ids = rows[0, length:].tolist()
+        pieces.put(self.processor.tokenizer.decode(new_ids, skip_special_tokens=True))
+        return new_ids
+
+    def _new_pictures(self, request: Request) -> dict[str, Any]:
+        """Latents of the pictures behind the known prefix, as the model's argument."""
+        pictures = _pictures_from(request.prompt, request.stats.num_reused)
+        if not pictures:
+            return {}
+        latents = self._latents_of(pictures, request.stats, request.uses_cache)
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=latents)}}
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         samples = sampling.temperature > 0
@@ -281,43 +330,17 @@ class Engine:
             }
         return GenerationConfig.from_dict(settings)
 
-    def _prefilled(self, prompt: EncodedPrompt, stats: Stats, uses_cache: bool) -> _Prefix:
-        """A cache of all the prompt but its last token, which `generate` computes."""
-        keys = _keys(prompt)
-        stats.num_prompt, stats.num_pictures = len(keys), len(prompt.pictures)
-        prefix, shared = self._longest(keys[:-1]) if uses_cache else (self._new_prefix(), 0)
-        stats.num_reused = shared
-        if shared < len(keys) - 1:
-            new = torch.tensor([prompt.token_ids[shared:-1]], device=self.device)
-            settings: dict[str, Any] = {}
-            shown = _pictures_from(prompt, shared)
-            if shown:
-                latents = self._latents_of(shown, stats, uses_cache)
-                settings["mm_encoder_outputs"] = {
-                    "image": BaseModelOutputWithPooling(pooler_output=latents)
-                }
-            try:
-                self.model(
-                    input_ids=new,
-                    past_key_values=prefix.cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                    **settings,
-                )
-            except BaseException:
-                self._forget(prefix)
-                raise
-            prefix.keys = keys[:-1]
-        return prefix
-
     def _new_prefix(self) -> _Prefix:
         return _Prefix(self.model._new_cache(), [])
 
     def _longest(self, keys: list[Key]) -> tuple[_Prefix, int]:
-        """A kept cache cut to what it shares with `keys`, and how much that is."""
+        """A kept cache cut to what it shares with `keys`, and how much that is.
+
+        At least the last position is left to compute: its logits begin the answer.
+        """
         best, shared = None, 0
         for prefix in self._prefixes:
-            same = _num_shared(prefix.keys, keys)
+            same = _num_shared(prefix.keys, keys[:-1])
             if same > shared:
                 best, shared = prefix, same
         while shared and isinstance(keys[shared - 1], str):  # never end within a picture
@@ -325,7 +348,7 @@ class Engine:
         if best is None or not shared:
             best, shared = self._new_prefix(), 0
         elif shared < len(best.keys) and len(self._prefixes) < self._max_prefixes:
-            best = _Prefix(_repeated(best.cache, 1), list(best.keys))  # another may go on with it
+            best = _Prefix(_copied(best.cache, 1), list(best.keys))  # another may go on with it
         self._forget(best)
         self._prefixes = [*self._prefixes, best][-self._max_prefixes :]
         if excess := best.cache.get_seq_length() - shared:
@@ -392,10 +415,8 @@ class _Pieces(TextIteratorStreamer):
         self.pieces.put(text)
 
 
-def _repeated(cache: Cache, num_rows: int) -> Any:
+def _copied(cache: Cache, num_rows: int) -> Any:
     """A copy of a cache of one row, with as many rows."""
-    import copy
-
     copied = copy.deepcopy(cache)
     if num_rows > 1:
         copied.batch_repeat_interleave(num_rows)

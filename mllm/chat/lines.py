@@ -14,7 +14,7 @@ from mllm.errors import UserError
 PUNCTUATION = "?,.;:!"
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 # A quoted word, or one in which a backslash keeps a space: what terminals paste for a dropped file.
-WORD = re.compile(r"""(?<!\S)(?:"[^"]+"|'[^']+'|(?:\\.|[^\s\\])+)""")
+WORD = re.compile(r"""(?<!\S)(?:"[^"]+"[?,.;:!]*|'[^']+'[?,.;:!]*|(?:\\.|[^\s\\])+)(?!\S)""")
 ARROW = "=>"  # between an exemplar's question and its answer
 
 

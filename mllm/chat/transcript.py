@@ -9,7 +9,7 @@ import binascii
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -39,7 +39,7 @@ class _Image(_Strict):
     sha256: str
 
 
-_Content = list[_Text | _Image]
+_Content = list[Annotated[_Text | _Image, Field(discriminator="type")]]
 
 
 class _Answer(_Strict):
@@ -163,7 +163,9 @@ def from_json(text: str | bytes, name: str) -> Transcript:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{name}: {place}: {first['msg']}") from None
+        raise UserError(
+            f"{name}: {place}: {first['msg']}; /load reads what /save wrote, and no paths"
+        ) from None
     if file.current not in file.branches:
         raise UserError(f"{name}: current: no branch {file.current!r}")
     pictures = {

@@ -13,7 +13,7 @@ from mllm.chat.lines import ARROW, LineReader
 from mllm.chat.prompt import DESCRIBE, usage_of
 from mllm.chat.sampling import Sampling
 from mllm.chat.terminal.loading import LoadingEngine
-from mllm.chat.terminal.view import View, stats_line
+from mllm.chat.terminal.view import View, counted, stats_line
 from mllm.chat.text import printable_lines
 from mllm.chat.transcript import Transcript, load, save
 from mllm.command import printable
@@ -169,9 +169,13 @@ class Session:
         number = _number(rest or "1", "/drop", "/drop 2")
         conversation = self.conversation
         if number > len(conversation.asked_turns):
-            raise UserError(f"/drop {number}: {len(conversation.asked_turns)} turns are there")
+            raise UserError(
+                f"/drop {number}: {counted(len(conversation.asked_turns), 'turn')} there"
+            )
         conversation.num_dropped += number
-        self.view.note(f"{conversation.num_dropped} of {len(conversation.turns)} turns left out")
+        self.view.note(
+            f"{conversation.num_dropped} of {counted(len(conversation.turns), 'turn')} left out"
+        )
 
     def retry(self, rest: str) -> None:
         if not self.conversation.turns:
@@ -184,7 +188,9 @@ class Session:
     def undo(self, rest: str) -> None:
         number = _number(rest or "1", "/undo", "/undo 2")
         if number > len(self.conversation.turns):
-            raise UserError(f"/undo {number}: {len(self.conversation.turns)} turns are there")
+            raise UserError(
+                f"/undo {number}: {counted(len(self.conversation.turns), 'turn')} there"
+            )
         for _ in range(number):
             turn = self.conversation.undo()
             self.view.note(f"taken back: {self._words(turn.content)}")
@@ -250,9 +256,9 @@ class Session:
         elif word == "drop":
             place = _number(number, "/shots drop", "/shots drop 1")
             if place > len(shots):
-                raise UserError(f"/shots drop {place}: {len(shots)} shots are there")
+                raise UserError(f"/shots drop {place}: {counted(len(shots), 'shot')} there")
             shots.pop(place - 1)
-            self.view.note(f"{len(shots)} shots")
+            self.view.note(counted(len(shots), "shot"))
         elif word:
             raise UserError("/shots lists; /shots drop NUMBER, /shots clear")
         elif not shots:
@@ -302,15 +308,15 @@ class Session:
         is_new = self.branches.switch(name)
         self.view.note(
             f"{'a copy, ' if is_new else ''}branch {printable(name)}: "
-            f"{len(self.conversation.turns)} turns"
+            f"{counted(len(self.conversation.turns), 'turn')}"
         )
 
     def list_branches(self, rest: str) -> None:
         for name, conversation in self.branches.by_name.items():
             mark = "*" if name == self.branches.current else " "
             self.view.note(
-                f"{mark} {printable(name)}: {len(conversation.turns)} turns, "
-                f"{len(conversation.shots)} shots"
+                f"{mark} {printable(name)}: {counted(len(conversation.turns), 'turn')}, "
+                f"{counted(len(conversation.shots), 'shot')}"
             )
 
     def show(self, rest: str) -> None:
@@ -344,7 +350,9 @@ class Session:
         self.branches, self.sampling = transcript.branches, transcript.settings
         conversation = self.conversation
         self.view.note(
-            f"{len(conversation.turns)} turns, {len(conversation.shots)} shots; /show prints them"
+            f"{counted(len(conversation.turns), 'turn')}, "
+            f"{counted(len(conversation.shots), 'shot')}; "
+            "/show prints them"
         )
         made_by = transcript.model.get("fingerprint")
         if made_by and made_by != self.engine().fingerprint:

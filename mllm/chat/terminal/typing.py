@@ -16,7 +16,7 @@ from prompt_toolkit.output.base import Output
 from mllm.chat.sampling import Sampling
 from mllm.chat.terminal.completion import ChatCompleter
 from mllm.chat.terminal.session import Session
-from mllm.chat.terminal.view import View
+from mllm.chat.terminal.view import View, counted
 from mllm.command import printable
 
 REFRESH_SECONDS = 0.5  # of the status line while the model loads
@@ -134,9 +134,9 @@ class Keyboard:
         if session is None or not session.loading.is_ready:
             return FormattedText([("", "loading the model ...")])
         sampling, conversation = session.sampling, session.conversation
-        parts = [f"{len(conversation.turns)} turns"]
+        parts = [counted(len(conversation.turns), "turn")]
         if conversation.shots:
-            parts.append(f"{len(conversation.shots)} shots")
+            parts.append(counted(len(conversation.shots), "shot"))
         parts.append(f"temperature {sampling.temperature:g}")
         if len(session.branches.by_name) > 1:
             parts.append(f"branch {printable(session.branches.current)}")

@@ -41,11 +41,12 @@ class View:
         self.console = Console(
             stderr=not (is_interactive and sys.stdout.isatty()), highlight=False, markup=False
         )
+        self._wraps = self.console.is_terminal  # between words; a pipe has whole lines
         self.thumbnails = Thumbnails(thumbnails if is_interactive else "off", self.console)
 
     def note(self, text: str, style: str = "") -> None:
         """A line for the user; nothing in it commands the terminal."""
-        self.console.print(Text(printable_lines(text), style=style), soft_wrap=True)
+        self.console.print(Text(printable_lines(text), style=style), soft_wrap=not self._wraps)
 
     def error(self, text: str) -> None:
         self.note(printable(text), style="red")
@@ -127,7 +128,7 @@ class View:
         words = [part if isinstance(part, str) else f"<{part.label}>" for part in parts]
         line = Text(f"{role:>6} ", style="dim")
         line.append(printable_lines(" ".join(words)), style="")
-        self.console.print(line, soft_wrap=True)
+        self.console.print(line, soft_wrap=not self._wraps)
 
 
 def stats_line(stats: "Stats") -> str:
@@ -140,3 +141,8 @@ def stats_line(stats: "Stats") -> str:
         f"before: {stats.num_reused} of {stats.num_prompt} positions, {known} of "
         f"{stats.num_pictures} pictures"
     )
+
+
+def counted(number: int, what: str) -> str:
+    """`1 turn`, `2 turns`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
