@@ -77,6 +77,10 @@ def respond(session: Session, line: str) -> bool:
     except UserError as error:
         session.engine()  # a model that did not load ends the program with its own line
         session.view.error(str(error))
+    except KeyboardInterrupt:  # before an answer began, such as while the model loads
+        if not session.view.is_interactive:
+            raise
+        session.view.note("stopped")
     except OSError as error:
         session.view.error(f"{error.filename or name}: {error.strerror or error}")
     return True

@@ -11,7 +11,7 @@ from mllm.chat.pictures import Picture
 Mode = Literal["auto", "kitty", "sixel", "blocks", "off"]
 MODES = get_args(Mode)
 
-MAX_COLUMNS, MAX_ROWS = 28, 9
+MIN_COLUMNS, MAX_COLUMNS, MAX_ROWS = 4, 28, 9
 MAX_SIDE = 512  # pixels that are sent to the terminal
 
 
@@ -44,7 +44,12 @@ class Thumbnails:
         columns = min(MAX_COLUMNS, self._console.width - 1)
         # A cell is about twice as high as wide.
         columns = min(columns, max(1, round(2 * MAX_ROWS * image.width / image.height)))
-        self._console.print(self._kind(image, width=columns, height="auto"))
+        if columns < MIN_COLUMNS:
+            return
+        try:
+            self._console.print(self._kind(image, width=columns, height="auto"))
+        except Exception:  # of a terminal that says it has no size; never worth a conversation
+            self._kind = None
 
 
 def _has_colours(console: Console) -> bool:
