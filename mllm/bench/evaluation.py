@@ -42,7 +42,7 @@ def run(rounds: int = 3, num_queries: int = NUM_QUERIES) -> dict[str, Any]:
         log-likelihood.
     """
     with tempfile.TemporaryDirectory() as folder:
-        model = make_model(Path(folder))
+        model = ExportedModel(make_export(Path(folder)))
         requests = make_requests(num_queries)
 
         def ours() -> float:
@@ -81,8 +81,8 @@ def run(rounds: int = 3, num_queries: int = NUM_QUERIES) -> dict[str, Any]:
     }
 
 
-def make_model(folder: Path) -> ExportedModel:
-    """The demo's architecture with a tokenizer of its size."""
+def make_export(folder: Path) -> Path:
+    """An export of the demo's architecture with a tokenizer of its size."""
     config = load_config(CONFIG).model
     draws = np.random.default_rng(0)
     letters = list("abcdefghijklmnopqrstuvwxyz")
@@ -92,7 +92,7 @@ def make_model(folder: Path) -> ExportedModel:
     tokenizer.write_bytes(train(lines, config.vocab_size))
     state = build(config, seed=0).state_dict()
     write_model(folder / "model", state, config, tokenizer, resize="squash")
-    return ExportedModel(folder / "model")
+    return folder / "model"
 
 
 def make_requests(num_queries: int) -> list[RankRequest]:
