@@ -161,24 +161,20 @@ def test_completion_and_history_over_sessions(screen: Open):
     again.wait(lambda text: "> /image two\\ words.png" in text)
 
 
-def _answer(shown: str) -> str:
-    """What stands below the picture's name."""
-    return shown.rpartition("(24 x 24)")[2].strip()
-
-
 def test_ctrl_c_stops_one_answer(screen: Open, folder: Path):
     endless = make_tiny(folder, seq_len=32768).export
-    chat = screen("--max-new-tokens", 30000, model=endless)
+    chat = screen(model=endless)
+    chat.type("is it?")  # and the model is there
     chat.type("/set max_new_tokens 30000")
     chat.keys("-l", "--", "cat.png")
     chat.keys("Enter")
-    chat.wait(lambda text: _answer(text) and not {"loading", "/help"} & set(_answer(text).split()))
+    chat.wait(lambda text: "(24 x 24)" in text)
     time.sleep(1)
     chat.keys("C-c")
     chat.wait(lambda text: "[stopped]" in text)
     chat.type("/set max_new_tokens 4")
     chat.type("is it red?")
-    assert "2 turns" in chat.shown()
+    assert "3 turns" in chat.shown()
     chat.keys("C-c")  # at the prompt it only empties the line
     chat.type("/tokens")
 
