@@ -5,10 +5,14 @@ import sys
 from dataclasses import fields, replace
 from typing import Any
 
-from mllm.chat.conversation import Content, Conversation, Turn
+from mllm.chat.conversation import Branches, Content, Conversation, Turn
 from mllm.chat.lines import LineReader
+from mllm.chat.room import WHEN_FULL
 from mllm.chat.sampling import Sampling
 from mllm.chat.terminal.loading import check_export
+from mllm.chat.terminal.thumbnails import MODES
+from mllm.chat.terminal.view import View, stats_line
+from mllm.chat.transcript import Transcript, load
 from mllm.command import Parser, print_json, printable, stdout_is_json
 from mllm.errors import UserError
 
@@ -48,7 +52,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--when-full",
         default="ask",
-        choices=("ask", "drop", "shorten", "stop"),
+        choices=WHEN_FULL,
         help="where a prompt outgrows the context: ask (default; stop where nobody can be asked), "
         "drop the oldest turns, shorten the answer, stop",
     )
@@ -69,15 +73,17 @@ def parser() -> Parser:
     pipes.add_argument(
         "--batch", metavar="FILE", help="each line (- reads stdin) a question of its own"
     )
-    pipes.add_argument("--replay", metavar="FILE", help="ask a transcript's turns again, compare")
+    pipes.add_argument(
+        "--replay", metavar="FILE", help="ask every turn of a transcript again, compare"
+    )
     pipes.add_argument("--rank", metavar="A|B", help="with --once: the likeliest of these answers")
     pipes.add_argument("--json", action="store_true", help="a JSON object an answer")
     screen = parser.add_argument_group("terminal")
     screen.add_argument(
         "--thumbnails",
         default="auto",
-        choices=("auto", "kitty", "sixel", "blocks", "off"),
-        help="pictures in the terminal (default: what it speaks)",
+        choices=MODES,
+        help="pictures in the terminal (default: kitty's protocol or sixel where it speaks them)",
     )
     screen.add_argument("--no-history", action="store_true", help="keep no lines over sessions")
     web = parser.add_argument_group("browser (pip install 'mllm[web]')")
@@ -105,11 +111,18 @@ def main(argv: list[str]) -> int:
         return 0
     is_quiet = args.once is not None or args.batch is not None
     reader = LineReader(_to_stderr, args.allow_urls)
-    begun = Conversation(args.system, [reader.shot(shot, SHOT_HELP) for shot in args.shot])
+    if args.transcript is not None:
+        made = load(args.transcript)
+        made = replace(made, settings=replace(made.settings, **given))
+    else:
+        made = Transcript(branches=Branches(), settings=sampling)
+    begun = made.branches.conversation
+    begun.system = args.system or begun.system
+    begun.shots += [reader.shot(shot, SHOT_HELP) for shot in args.shot]
     pictures: Content = [reader.given_picture(path) for path in args.image]
     if args.replay is not None or is_quiet:
-        return _without_prompt(args, sampling, reader, begun, pictures)
-    return _with_prompt(args, given, sampling, begun, pictures)
+        return _without_prompt(args, made, reader, pictures)
+    return _with_prompt(args, made, pictures)
 
 
 SHOT_HELP = "--shot needs both sides: --shot 'PATH [TEXT] => ANSWER'"
@@ -121,6 +134,9 @@ def _check_modes(args: argparse.Namespace) -> None:
         raise UserError(f"--{modes[0]} and --{modes[1]}: one of them")
     if args.json and not modes:
         raise UserError("--json goes with --once, --batch or --replay")
+    given = [name for name in ("transcript", "image", "shot", "system") if getattr(args, name)]
+    if args.replay is not None and given:
+        raise UserError(f"--replay asks what the transcript asked; leave --{given[0]} out")
     if args.rank is not None and args.once is None:
         raise UserError("--rank goes with --once")
     if not 0 <= args.port <= 65535:
@@ -136,21 +152,14 @@ def _to_stderr(text: str) -> None:
 
 
 def _without_prompt(
-    args: argparse.Namespace,
-    sampling: Sampling,
-    reader: LineReader,
-    begun: Conversation,
-    pictures: Content,
+    args: argparse.Namespace, made: Transcript, reader: LineReader, pictures: Content
 ) -> int:
     """`--once`, `--batch`, `--replay`."""
-    from mllm.chat.once import ask_once, rank_once, replay, run_batch
+    from mllm.chat.once import replay, run_batch
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
-    if args.transcript is not None:
-        from mllm.chat.transcript import load
-
-        begun = load(args.transcript).branches.conversation
+    begun = made.branches.conversation
     if args.once is not None:
         content = [*pictures, *reader.content(args.once)]
         if not content:
@@ -166,17 +175,22 @@ def _without_prompt(
         return replay(engine, args.replay, args.json)
     if args.batch is not None:
         with _open_batch(args.batch) as lines:
-            return run_batch(engine, lines, begun, sampling, reader, args.json)
-    if args.rank is not None:
-        value = rank_once(engine, begun, args.rank.split("|"))
-        print_json(value) if args.json else print(printable(value["answer"]))
-        return 0
-    value = ask_once(engine, begun, sampling, None if args.json else _print_piece)
-    if args.json:
-        print_json(value)
-    else:
-        print(flush=True)
+            return run_batch(engine, lines, begun, made.settings, reader, args.json, args.when_full)
+    _once(args, engine, begun, made.settings)
     return 0
+
+
+def _once(args: argparse.Namespace, engine: Any, asked: Conversation, sampling: Sampling) -> None:
+    from mllm.chat.once import ask_once, rank_once, with_stats
+
+    if args.rank is not None:
+        value = rank_once(engine, asked, args.rank.split("|"))
+        print_json(value) if args.json else print(printable(value["answer"]))
+        return
+    value = ask_once(engine, asked, sampling, args.when_full, None if args.json else _print_piece)
+    print_json(with_stats(value)) if args.json else print(flush=True)
+    if args.stats:
+        print(stats_line(value["stats"]), file=sys.stderr)
 
 
 def _print_piece(text: str) -> None:
@@ -196,18 +210,11 @@ def _open_batch(path: str) -> Any:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def _with_prompt(
-    args: argparse.Namespace,
-    given: dict[str, Any],
-    sampling: Sampling,
-    begun: Conversation,
-    pictures: Content,
-) -> int:
+def _with_prompt(args: argparse.Namespace, made: Transcript, pictures: Content) -> int:
     """A conversation: at a keyboard, or its lines through a pipe."""
     from mllm.chat.terminal.commands import HELP, respond
     from mllm.chat.terminal.loading import LoadingEngine
     from mllm.chat.terminal.session import Session
-    from mllm.chat.terminal.view import View
 
     is_interactive = sys.stdin.isatty()
     view = View(is_interactive, args.thumbnails)
@@ -221,22 +228,16 @@ def _with_prompt(
         loading,
         view,
         LineReader(view.note, args.allow_urls),
-        sampling,
+        made.settings,
         choose=keyboard and keyboard.choose,
         when_full=args.when_full,
         shows_stats=args.stats,
     )
-    session.branches.by_name[session.branches.current] = begun
-    if args.transcript is not None:
-        from mllm.chat.transcript import load
-
-        session.take(load(args.transcript))
-        session.sampling = replace(session.sampling, **given)
+    session.branches, session.held = made.branches, pictures
     if is_interactive:
         view.note(HELP + " /help lists the commands.")
+        view.pictures(pictures)
         keyboard.attach(session)
-    if pictures:
-        session.ask(pictures)
     if keyboard is None:
         from mllm.chat.terminal.typing import piped_lines
 

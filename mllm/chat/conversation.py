@@ -19,7 +19,7 @@ MAIN_BRANCH = "main"
 
 @dataclass
 class Shot:
-    """An exemplar: content and the answer that it is to have."""
+    """An exemplar: content and the answer that it is to have. Never changed once it is made."""
 
     content: Content
     answer: str
@@ -27,18 +27,20 @@ class Shot:
 
 @dataclass
 class Answer:
-    """What the model said, and all that decided it.
+    """What the model said, and all that decided it beside the turns before.
 
     Args:
         settings: values of `Sampling`; `seed` among them is that of this very answer.
         is_stopped: the user ended it.
-        num_dropped: the conversation's when it was asked.
+        num_dropped, system, shots: the conversation's when it was asked.
     """
 
     text: str
     settings: dict[str, Any] = field(default_factory=dict)
     is_stopped: bool = False
     num_dropped: int = 0
+    system: str = ""
+    shots: list[Shot] = field(default_factory=list)
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Turn:
     """What a user gave, and the answer.
 
     Args:
-        line: as typed, for `/edit`.
+        line: as typed, for `/edit`; not kept in a transcript.
         attempt: how often the same content was asked before.
     """
 
@@ -103,9 +105,9 @@ class Conversation:
         """A copy that can go another way; pictures are shared."""
         return Conversation(
             self.system,
-            [Shot(list(shot.content), shot.answer) for shot in self.shots],
+            list(self.shots),
             [
-                Turn(list(turn.content), copy.deepcopy(turn.answer), turn.line, turn.attempt)
+                Turn(list(turn.content), copy.copy(turn.answer), turn.line, turn.attempt)
                 for turn in self.turns
             ],
             self.num_dropped,

@@ -33,7 +33,7 @@ from mllm.chat.conversation import Conversation
 from mllm.chat.pictures import Picture
 from mllm.chat.prompt import Segment, segments_of
 from mllm.chat.sampling import Sampling
-from mllm.chat.text import printable_lines
+from mllm.chat.text import printable_lines, whole
 from mllm.errors import UserError
 from mllm.hf.folder import model_fingerprint
 from mllm.hf.load import load_export
@@ -149,8 +149,7 @@ class Engine:
 
     def encode(self, conversation: Conversation) -> EncodedPrompt:
         """The prompt of the conversation as it stands."""
-        segments: list[Any] = list(segments_of(conversation, self.template))
-        return self.processor.encode(segments)
+        return self.processor.encode(list(map(_spelt, segments_of(conversation, self.template))))
 
     def check_room(self, prompt: EncodedPrompt, max_new_tokens: int) -> None:
         """
@@ -185,6 +184,7 @@ class Engine:
         Raises:
             ContextFull: it does not fit.
         """
+        start = time.perf_counter()
         self.check_room(request.prompt, request.sampling.max_new_tokens)
         pieces: queue.Queue[Any] = queue.Queue()
         closed = threading.Event()
@@ -193,7 +193,7 @@ class Engine:
         def work() -> None:
             try:
                 with self._lock, torch.inference_mode():
-                    self._generate(request, pieces, closed)
+                    self._generate(request, pieces, closed, start)
             except BaseException as error:
                 failures.append(error)
             finally:
@@ -218,10 +218,13 @@ class Engine:
             raise failures[0]
 
     def _generate(
-        self, request: Request, pieces: "queue.Queue[Any]", closed: threading.Event
+        self,
+        request: Request,
+        pieces: "queue.Queue[Any]",
+        closed: threading.Event,
+        start: float,
     ) -> None:
         """Puts the answer's pieces; the prefix it began from then holds all that was computed."""
-        start = time.perf_counter()
         stats, prompt = request.stats, request.prompt
         keys = _keys(prompt)
         stats.num_prompt, stats.num_pictures = len(keys), len(prompt.pictures)
@@ -385,11 +388,14 @@ class Engine:
         Raises:
             UserError: it does not fit, or a candidate is empty or given twice.
         """
-        texts = [candidate.strip() for candidate in candidates]
+        texts = [whole(candidate.strip()) for candidate in candidates]
         if len(texts) < 2 or not all(texts):
             raise UserError("candidates are two texts or more, such as: red | green | blue")
         if doubled := {text for text in texts if texts.count(text) > 1}:
             raise UserError(f"candidate {sorted(doubled)[0]!r} is given twice")
+        encode = self.processor.tokenizer.encode_text
+        longest = max(len(encode(f" {text}")) for text in texts)
+        self.check_room(self.encode(conversation), longest)
         segments = [_ranked(part) for part in segments_of(conversation, self.template)]
         with self._lock:
             (scores,) = rank_candidates(
@@ -454,7 +460,11 @@ def _num_shared(one: Sequence[Key], other: Sequence[Key]) -> int:
     return number
 
 
+def _spelt(segment: Segment) -> Any:
+    return whole(segment) if isinstance(segment, str) else segment
+
+
 def _ranked(segment: Segment) -> Any:
     if isinstance(segment, Picture):
         return ImageSegment(segment.data)
-    return TextSegment(segment) if isinstance(segment, str) else segment
+    return TextSegment(whole(segment)) if isinstance(segment, str) else segment

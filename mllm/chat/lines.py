@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mllm.chat.conversation import Content, Shot
 from mllm.chat.pictures import URL, Picture, fetch_picture, read_picture
+from mllm.chat.text import whole
 from mllm.command import printable
 from mllm.errors import UserError
 
@@ -15,6 +16,8 @@ PUNCTUATION = "?,.;:!"
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 # A quoted word, or one in which a backslash keeps a space: what terminals paste for a dropped file.
 WORD = re.compile(r"""(?<!\S)(?:"[^"]+"[?,.;:!]*|'[^']+'[?,.;:!]*|(?:\\.|[^\s\\])+)(?!\S)""")
+IMAGE_COMMAND = "/image"
+IMAGE_USAGE = "/image needs a path: /image PATH [TEXT]"
 ARROW = "=>"  # between an exemplar's question and its answer
 
 
@@ -33,8 +36,8 @@ class LineReader:
     def content(self, line: str) -> Content:
         """Texts and pictures of one line, in order.
 
-        A word is a picture if it ends like one and names a file, or at least looks like a path; an
-        address is one where addresses are allowed. Punctuation at its end belongs to the text
+        A word is a picture if it ends like one and names a file, or at least looks like a path, or
+        is an address where addresses are allowed. Punctuation at its end belongs to the text
         before it; where that makes a question, the picture comes first, as in the documents that
         the model knows.
 
@@ -56,16 +59,31 @@ class LineReader:
             end = match.end()
         if text := line[end:].strip():
             content.append(text)
-        return content
+        return [whole(part) if isinstance(part, str) else part for part in content]
+
+    def turn(self, line: str) -> Content:
+        """The content of a line, which may be `/image PATH [TEXT]`.
+
+        Raises:
+            UserError: as of `content` and `named_picture`.
+        """
+        command, _, rest = line.partition(" ")
+        if command != IMAGE_COMMAND:
+            return self.content(line)
+        picture, text = self.named_picture(rest.strip(), IMAGE_USAGE)
+        return [picture, *self.content(text)]
 
     def _picture(self, word: str) -> Picture | None:
         """The picture that a word of a line is; None where it is text."""
         path = _unquoted(word)
         if path is None:  # an apostrophe: a word of text
             return None
-        looks_so = path.lower().endswith(PICTURE_SUFFIXES)
-        if URL.fullmatch(path):
-            if self.allows_urls:
+        is_url = URL.fullmatch(path) is not None
+        # What follows the path of an address stands behind one of these.
+        name = re.split("[?#]", path)[0] if is_url else path
+        looks_so = name.lower().endswith(PICTURE_SUFFIXES)
+        if is_url:
+            if looks_so and self.allows_urls:
                 return fetch_picture(path)
             if looks_so:
                 self.note(f"{printable(path)}: taken as text; --allow-urls fetches pictures")
@@ -102,9 +120,13 @@ class LineReader:
         return fetch_picture(path)
 
     def path(self, rest: str) -> Path:
-        """The file that `rest` names, quoted or not."""
+        """The file that `rest` names, quoted or not.
+
+        Raises:
+            UserError: no file can have that name.
+        """
         path = _unquoted(rest.strip())
-        return Path(rest.strip() if path is None else path).expanduser()
+        return expanded(rest.strip() if path is None else path)
 
     def shot(self, rest: str, usage: str) -> Shot:
         """An exemplar: pictures and text, `=>`, its answer.
@@ -120,8 +142,22 @@ class LineReader:
         path = match and _unquoted(match[0])
         if match and path and not path.lower().endswith(PICTURE_SUFFIXES) and _is_file(path):
             picture, text = self.named_picture(shown, usage)
-            return Shot([picture, *self.content(text)], answer.strip())
-        return Shot(self.content(shown), answer.strip())
+            return Shot([picture, *self.content(text)], whole(answer.strip()))
+        return Shot(self.content(shown), whole(answer.strip()))
+
+
+def expanded(path: str) -> Path:
+    """`path` with the home folder for `~`.
+
+    Raises:
+        UserError: no file can have that name.
+    """
+    try:
+        if "\0" in path:
+            raise UserError(f"{path}: a file's name has no zero byte")
+        return Path(path).expanduser()
+    except RuntimeError:  # ~nobody
+        raise UserError(f"{path}: no such home folder") from None
 
 
 def _unquoted(word: str) -> str | None:

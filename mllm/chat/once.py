@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mllm.candidate import shares
 from mllm.chat.conversation import Content, Conversation, Turn
 from mllm.chat.lines import LineReader
+from mllm.chat.room import WhenFull, made_to_fit
 from mllm.chat.sampling import Sampling
 from mllm.chat.transcript import load, sampling_of
 from mllm.command import print_json, printable
@@ -23,6 +24,7 @@ def ask_once(
     engine: "Engine",
     conversation: Conversation,
     sampling: Sampling,
+    when_full: WhenFull = "stop",
     out: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """The answer to the conversation's last turn, with what it took.
@@ -35,6 +37,8 @@ def ask_once(
     """
     from mllm.chat.engine import Request
 
+    sampling, to_drop = made_to_fit(engine, conversation, sampling, when_full)
+    conversation.num_dropped += to_drop
     request = Request(engine.encode(conversation), sampling)
     text = ""
     for piece in engine.answer(request):
@@ -43,9 +47,15 @@ def ask_once(
             out(piece)
     return {
         "answer": text,
+        "num_dropped": conversation.num_dropped,
         "settings": sampling.values,
-        "stats": request.stats.values,
+        "stats": request.stats,
     }
+
+
+def with_stats(value: dict[str, Any]) -> dict[str, Any]:
+    """What `ask_once` gave, as JSON has it."""
+    return value | {"stats": value["stats"].values} if "stats" in value else value
 
 
 def rank_once(
@@ -71,6 +81,7 @@ def run_batch(
     sampling: Sampling,
     reader: LineReader,
     is_json: bool,
+    when_full: WhenFull = "stop",
 ) -> int:
     """Each line a question of its own, after the same shots. An answer a line, in their order.
 
@@ -87,33 +98,34 @@ def run_batch(
             continue
         value: dict[str, Any] = {"line": number}
         try:
-            content, key = _batch_content(line.strip(), reader)
-            value |= key
             conversation = begun.branched()
-            conversation.turns.append(Turn(content))
-            value |= ask_once(engine, conversation, sampling)
+            conversation.turns.append(Turn(_batch_content(line.strip(), reader, value)))
+            value |= ask_once(engine, conversation, sampling, when_full)
         except UserError as error:
             failed += 1
             value["error"] = str(error)
             print(f"line {number}: {printable(str(error))}", file=sys.stderr, flush=True)
         if is_json:
-            print_json(value)
+            print_json(with_stats(value))
         else:
             print(" ".join(value.get("answer", "").split("\n")), flush=True)
     return 2 if failed else 0
 
 
-def _batch_content(line: str, reader: LineReader) -> tuple[Content, dict[str, Any]]:
+def _batch_content(line: str, reader: LineReader, value: dict[str, Any]) -> Content:
+    """What a line asks; its `id` goes into `value`, also where the rest cannot be read."""
     if not line.startswith("{"):
-        return reader.content(line), {}
+        return reader.content(line)
     try:
-        value = json.loads(line)
+        asked = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error})") from None
-    unknown = sorted(set(value) - {"text", "images", "id"})
+    if "id" in asked:
+        value["id"] = asked["id"]
+    unknown = sorted(set(asked) - {"text", "images", "id"})
     if unknown:
         raise UserError(f"key {unknown[0]!r}; a line has text, images and id")
-    text, images = value.get("text", ""), value.get("images", [])
+    text, images = asked.get("text", ""), asked.get("images", [])
     if not isinstance(text, str) or not isinstance(images, list):
         raise UserError("text is a string and images a list of paths")
     content: Content = [reader.given_picture(str(path)) for path in images]
@@ -121,35 +133,40 @@ def _batch_content(line: str, reader: LineReader) -> tuple[Content, dict[str, An
         content.append(text.strip())
     if not content:
         raise UserError("neither text nor images")
-    return content, {"id": value["id"]} if "id" in value else {}
+    return content
 
 
 def replay(engine: "Engine", path: str | Path, is_json: bool) -> int:
-    """Asks a transcript's turns again, each with its settings and seed, and compares.
+    """Asks a transcript's turns again, of every branch, and compares.
+
+    Each is asked as it was: after the same turns, with the shots, system text, settings and seed of
+    that answer.
 
     Returns:
         1 where an answer differs (one that was stopped only has to begin alike), else 0.
     """
     transcript = load(path)
-    conversation = transcript.branches.conversation
     if transcript.model.get("fingerprint", "") not in ("", engine.fingerprint):
         print("the transcript was made by another model", file=sys.stderr)
-    begun = conversation.branched()
-    turns, begun.turns = begun.turns, []
-    num_different = 0
-    for number, turn in enumerate(turns, 1):
-        said = turn.answer
-        asked = Turn(turn.content)
-        begun.turns.append(asked)
-        if said is not None:
-            begun.num_dropped = said.num_dropped
-            settings = sampling_of(said.settings, f"{path}: turn {number}")
-            found = ask_once(engine, begun, settings)["answer"]
-            same = found.startswith(said.text) if said.is_stopped else found == said.text
-            num_different += not same
+    is_alike = True
+    for name, branch in transcript.branches.by_name.items():
+        where = f"branch {printable(name)}, " if len(transcript.branches.by_name) > 1 else ""
+        for number, turn in enumerate(branch.turns, 1):
+            said = turn.answer
+            if said is None:
+                continue
+            turns = [*branch.turns[: number - 1], Turn(turn.content)]
+            asked = Conversation(said.system, said.shots, turns, said.num_dropped)
+            settings = sampling_of(said.settings, f"{path}: {where}turn {number}")
+            found = ask_once(engine, asked, settings)["answer"]
+            is_same = found.startswith(said.text) if said.is_stopped else found == said.text
+            is_alike &= is_same
             if is_json:
-                print_json({"turn": number, "is_same": same, "was": said.text, "is": found})
+                print_json(
+                    {"branch": name, "turn": number, "is_same": is_same}
+                    | {"was": said.text, "is": found}
+                )
             else:
-                print(f"turn {number}: {'same' if same else 'DIFFERENT'}: {printable(found)}")
-        asked.answer = said
-    return 1 if num_different else 0
+                verdict = "same" if is_same else "DIFFERENT"
+                print(f"{where}turn {number}: {verdict}: {printable(found)}", flush=True)
+    return 0 if is_alike else 1

@@ -4,11 +4,13 @@ Nothing here loads torch, so that a bad path is told before a model is loaded.
 """
 
 import hashlib
+import http.client
 import io
+import logging
 import re
 import stat
-import urllib.error
 import urllib.request
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,11 @@ def picture_of(data: bytes, name: str) -> Picture:
     """
     from PIL import Image
 
-    from mllm.images import FORMATS, open_picture
+    from mllm.images import BROKEN, FORMATS, open_picture
+
+    # What they would say stands in our one line, or does not matter.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
     if len(data) > MAX_BYTES:
         raise UserError(f"{name}: {len(data):,} bytes; a picture has at most {MAX_BYTES:,}")
@@ -58,7 +64,7 @@ def picture_of(data: bytes, name: str) -> Picture:
         opened = open_picture(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:
             is_animated = bool(getattr(header, "is_animated", False))
-    except (ValueError, OSError) as error:
+    except (ValueError, *BROKEN) as error:
         hint = "; draw it as PNG first" if _is_svg(data) else ""
         raise UserError(f"{name}: {error}{hint}") from None
     digest = hashlib.sha256(data).hexdigest()
@@ -109,10 +115,11 @@ def fetch_picture(url: str) -> Picture:
     ]
     for handler in handlers:
         opener.add_handler(handler)
-    request = urllib.request.Request(url, headers={"User-Agent": "mllm"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "mllm"})
         with opener.open(request, timeout=URL_SECONDS) as answer:
             data = answer.read(MAX_BYTES + 1)
-    except (OSError, ValueError, urllib.error.URLError) as error:
-        raise UserError(f"{url}: {getattr(error, 'reason', None) or error}") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise UserError(f"{url}: {reason}") from None
     return picture_of(data, url)

@@ -1,6 +1,5 @@
 """How an answer is decoded, as a user sets it."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -67,8 +66,8 @@ ALIASES = {"num_beams": "beams", "max_tokens": "max_new_tokens"}
 
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (
-        lambda value: isinstance(value, float | int) and math.isfinite(value) and 0 <= value <= 100,
-        "0 (the likeliest token) or a number up to 100, such as 0.7",
+        lambda value: isinstance(value, float | int) and (value == 0 or 0.01 <= value <= 100),
+        "0 (the likeliest token) or a number from 0.01 to 100, such as 0.7",
     ),
     "top_p": (
         lambda value: isinstance(value, float | int) and 0 < value <= 1,

@@ -8,6 +8,7 @@ import base64
 import binascii
 import hashlib
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from mllm.files import write_json
 FORMAT = "mllm chat"
 VERSION = 1
 MAX_BYTES = 1 << 30
+MAX_PIXELS = 1 << 30  # of all pictures of a file: they are decoded one after another
 
 
 class _Strict(BaseModel):
@@ -47,6 +49,8 @@ class _Answer(_Strict):
     settings: dict[str, float | int] = {}
     is_stopped: bool = False
     num_dropped: int = Field(0, ge=0)
+    system: str = ""
+    shots: list[int] = []  # places in the file's shots
 
 
 class _Shot(_Strict):
@@ -57,13 +61,12 @@ class _Shot(_Strict):
 class _Turn(_Strict):
     content: _Content
     answer: _Answer | None = None
-    line: str = ""
     attempt: int = Field(0, ge=0)
 
 
 class _Branch(_Strict):
     system: str = ""
-    shots: list[_Shot] = []
+    shots: list[int] = []
     turns: list[_Turn] = []
     num_dropped: int = Field(0, ge=0)
 
@@ -85,26 +88,33 @@ class _File(_Strict):
     settings: dict[str, float | int] = {}
     current: str = MAIN_BRANCH
     branches: dict[str, _Branch] = Field(min_length=1)
+    shots: list[_Shot] = []
     pictures: dict[str, _Picture] = {}
 
 
-class Transcript(BaseModel):
+@dataclass
+class Transcript:
     """What a file says.
 
     Args:
         model: `name` and `fingerprint` of the export that answered.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
     branches: Branches
     settings: Sampling
-    model: dict[str, str] = {}
+    model: dict[str, str] = field(default_factory=dict)
 
 
 def to_json(transcript: Transcript) -> dict[str, Any]:
     """The file's value. Pictures stand last, so that the words can be read."""
     pictures: dict[str, dict[str, str]] = {}
+    known_shots: list[Shot] = []
+
+    def places(shots: list[Shot]) -> list[int]:
+        for shot in shots:
+            if shot not in known_shots:
+                known_shots.append(shot)
+        return [known_shots.index(shot) for shot in shots]
 
     def items(content: Content) -> list[dict[str, str]]:
         found = []
@@ -120,13 +130,13 @@ def to_json(transcript: Transcript) -> dict[str, Any]:
     def turn_value(turn: Turn) -> dict[str, Any]:
         value: dict[str, Any] = {"content": items(turn.content)}
         if turn.answer is not None:
-            value["answer"] = vars(turn.answer)
-        return value | {"line": turn.line, "attempt": turn.attempt}
+            value["answer"] = vars(turn.answer) | {"shots": places(turn.answer.shots)}
+        return value | {"attempt": turn.attempt}
 
     branches = {
         name: {
             "system": branch.system,
-            "shots": [{"content": items(s.content), "answer": s.answer} for s in branch.shots],
+            "shots": places(branch.shots),
             "turns": [turn_value(turn) for turn in branch.turns],
             "num_dropped": branch.num_dropped,
         }
@@ -139,6 +149,7 @@ def to_json(transcript: Transcript) -> dict[str, Any]:
         "settings": transcript.settings.values,
         "current": transcript.branches.current,
         "branches": branches,
+        "shots": [{"content": items(s.content), "answer": s.answer} for s in known_shots],
         "pictures": pictures,
     }
 
@@ -168,10 +179,13 @@ def from_json(text: str | bytes, name: str) -> Transcript:
         ) from None
     if file.current not in file.branches:
         raise UserError(f"{name}: current: no branch {file.current!r}")
-    pictures = {
-        digest: _picture(digest, entry, f"{name}: picture {printable(digest[:12])}")
-        for digest, entry in file.pictures.items()
-    }
+    pictures, num_pixels = {}, 0
+    for digest, entry in file.pictures.items():
+        picture = _picture(digest, entry, f"{name}: picture {printable(digest[:12])}")
+        num_pixels += picture.width * picture.height
+        if num_pixels > MAX_PIXELS:
+            raise UserError(f"{name}: its pictures have more than {MAX_PIXELS:,} pixels in all")
+        pictures[digest] = picture
 
     def content(items: _Content) -> Content:
         parts: Content = []
@@ -184,20 +198,27 @@ def from_json(text: str | bytes, name: str) -> Transcript:
                 parts.append(pictures[item.sha256])
         return parts
 
+    known_shots = [Shot(content(shot.content), shot.answer) for shot in file.shots]
+
+    def shots(places: list[int]) -> list[Shot]:
+        if wrong := [place for place in places if not 0 <= place < len(known_shots)]:
+            raise UserError(f"{name}: shot {wrong[0]} is not in the file")
+        return [known_shots[place] for place in places]
+
+    def answer(said: _Answer | None) -> Answer | None:
+        if said is None:
+            return None
+        return Answer(**said.model_dump() | {"shots": shots(said.shots)})
+
     branches = {}
     for key, branch in file.branches.items():
         if branch.num_dropped > len(branch.turns):
             raise UserError(f"{name}: branches.{printable(key)}.num_dropped: more than its turns")
         branches[key] = Conversation(
             branch.system,
-            [Shot(content(shot.content), shot.answer) for shot in branch.shots],
+            shots(branch.shots),
             [
-                Turn(
-                    content(turn.content),
-                    None if turn.answer is None else Answer(**turn.answer.model_dump()),
-                    turn.line,
-                    turn.attempt,
-                )
+                Turn(content(turn.content), answer(turn.answer), attempt=turn.attempt)
                 for turn in branch.turns
             ],
             branch.num_dropped,
@@ -244,7 +265,7 @@ def save(transcript: Transcript, path: str | Path) -> Path:
         UserError: the path is a folder, or a file that is no transcript.
         OSError: the disk is full, or the place cannot be written.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: a folder; name a file, such as {path / 'chat.json'}")
     if path.exists() and not _is_transcript(path):
@@ -266,7 +287,7 @@ def load(path: str | Path) -> Transcript:
     Raises:
         UserError: no such file, or what `from_json` raises.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     try:
         if not path.is_file():
             raise UserError(f"{path}: no such file")

@@ -1,6 +1,8 @@
 """Texts and pictures of typed lines."""
 
 import http.server
+import io
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from PIL import Image
 from mllm.chat.lines import LineReader
 from mllm.chat.pictures import MAX_BYTES, Picture, picture_of, read_picture
 from mllm.errors import UserError
-from tests.hf.tiny import png
+from tests.hf.tiny import picture, png
 
 READER = LineReader(lambda note: None)
 
@@ -95,6 +97,9 @@ def test_any_file_may_be_named_by_command(folder: Path):
     with pytest.raises(UserError, match="not a file"):
         READER.named_picture("/dev/zero", "usage")
     assert READER.path("'a b.json'") == Path("a b.json")
+    for name in ("~nosuchuser/x.json", "a\0b"):
+        with pytest.raises(UserError, match=r"home folder|zero byte"):
+            READER.path(name)
 
 
 def test_an_animation_is_its_first_frame_and_says_so(folder: Path):
@@ -102,6 +107,28 @@ def test_an_animation_is_its_first_frame_and_says_so(folder: Path):
     assert picture.label == "moving.gif (24 x 24, animated: its first frame)"
     assert not read_picture("cat.png").is_animated
     assert picture_of(png(1), "other") == read_picture("cat.png")
+
+
+def test_no_broken_file_is_more_than_one_line():
+    """Bytes of a good animation changed at random: a picture, or a `UserError`."""
+    file = io.BytesIO()
+    picture(3).save(file, "GIF", save_all=True, append_images=[picture(4)])
+    good, draws = file.getvalue(), random.Random(0)
+    refused = 0
+    for _ in range(1500):
+        bad = bytearray(good)
+        for _ in range(draws.randint(1, 4)):
+            bad[draws.randrange(len(bad))] = draws.randrange(256)
+        try:
+            picture_of(bytes(bad), "x.gif")
+        except UserError:
+            refused += 1
+    assert 50 < refused < 1450
+
+
+def test_bytes_that_are_no_utf8_become_signs_that_are():
+    assert READER.content("is \udcff it") == ["is \ufffd it"]
+    assert READER.shot("a \udcff => b\udcfe", "usage").answer == "b\ufffd"
 
 
 def test_shots_have_two_sides(folder: Path):
@@ -147,10 +174,10 @@ def address() -> Iterator[str]:
 
 def test_addresses_are_fetched_only_where_allowed(address: str):
     reader = LineReader(lambda note: None, allows_urls=True)
-    shown = reader.content(f"{address}/cat?size=1 is it red?")
+    shown = reader.content(f"{address}/cat.png?size=1 is it red?")
     assert shown[0] == picture_of(png(1), "x") and shown[1] == "is it red?"
-    assert READER.content(f"{address}/cat?size=1 is it red?") == [
-        f"{address}/cat?size=1 is it red?"
+    assert READER.content(f"{address}/cat.png?size=1 is it red?") == [
+        f"{address}/cat.png?size=1 is it red?"
     ]
     with pytest.raises(UserError, match="without --allow-urls"):
         READER.given_picture(f"{address}/cat")
@@ -160,5 +187,10 @@ def test_addresses_are_fetched_only_where_allowed(address: str):
     with pytest.raises(UserError, match="/away: "):
         reader.given_picture(f"{address}/away")
     assert reader.content("file:///etc/passwd") == ["file:///etc/passwd"]
+    # What is no picture by its name stays text; a port that is none is one line.
+    assert reader.content(f"see {address}/cat or not") == [f"see {address}/cat or not"]
+    for url in ("http://localhost:abc/x.png", "http://[::1/x.png"):
+        with pytest.raises(UserError, match=r"x\.png"):
+            reader.given_picture(url)
     with pytest.raises(UserError, match="refused"):
         reader.given_picture("http://127.0.0.1:1/cat.png")

@@ -78,13 +78,24 @@ def test_a_batch_answers_each_line_alone(
     assert values[0]["answer"] == values[-1]["answer"]  # whatever stood between them
     assert values[1]["id"] == 7 and values[1]["stats"]["num_pictures"] == 2
     assert [("error" in value) for value in values] == [False, False, True, True, True, False]
-    assert "line 4: ./gone.png: No such file" in printed.err.replace(
-        "gone.png: No", "./gone.png: No"
-    )
+    assert "line 4: gone.png: No such file" in printed.err
     assert "key 'texts'" in values[3]["error"] and "not JSON" in values[4]["error"]
     # As text: a line an answer, so that they stand beside their questions.
     assert main([*arguments, "--max-new-tokens", "6"]) == 2
     assert len(capfd.readouterr().out.splitlines()) == 6
+
+
+def test_what_a_full_context_does_without_a_prompt(
+    tiny: SimpleNamespace, folder: Path, capfd: pytest.CaptureFixture[str]
+):
+    arguments = ["chat", "--model", str(tiny.export), "--max-new-tokens", "100", "--json"]
+    long = "the fox " * 28
+    assert main([*arguments, "--once", long]) == 2
+    assert "make room" in capfd.readouterr().err
+    assert main([*arguments, "--once", long, "--when-full", "shorten"]) == 0
+    value = json.loads(capfd.readouterr().out)
+    left = 256 - value["stats"]["num_prompt"]
+    assert value["settings"]["max_new_tokens"] == left < 100
 
 
 def test_a_transcript_is_asked_again(
@@ -96,7 +107,12 @@ def test_a_transcript_is_asked_again(
         "/shot cat.png => a dax",
         "'two words.png' is it?",
         "/retry",
+        "/shot 'two words.png' => a wug",
+        "/system Be brief.",
         "the fox",
+        "/shots drop 1",
+        "/branch other",
+        "and then",
         "/save chat.json",
     ]
     run = subprocess.run(
@@ -106,17 +122,23 @@ def test_a_transcript_is_asked_again(
     said = run.stdout.decode().splitlines()
     again = ["chat", "--model", str(tiny.export), "--replay", "chat.json"]
     assert main(again) == 0
+    # Each after the shots and the system text that it had, on either branch.
+    first, second, third = said[1], said[2], said[3]
     assert capfd.readouterr().out.splitlines() == [
-        f"turn {number}: same: {text}" for number, text in enumerate(said[1:], 1)
+        f"branch main, turn 1: same: {first}",
+        f"branch main, turn 2: same: {second}",
+        f"branch other, turn 1: same: {first}",
+        f"branch other, turn 2: same: {second}",
+        f"branch other, turn 3: same: {third}",
     ]
     path = folder / "chat.json"
     value = json.loads(path.read_text())
     value["branches"]["main"]["turns"][0]["answer"]["text"] = "something else"
     path.write_text(json.dumps(value))
     assert main([*again, "--json"]) == 1
-    first, second = (json.loads(line) for line in capfd.readouterr().out.splitlines())
-    assert not first["is_same"] and first["was"] == "something else"
-    assert "is_same" in second
+    values = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert not values[0]["is_same"] and values[0]["was"] == "something else"
+    assert values[2]["is_same"]  # the other branch was not changed
     # And it can be gone on with.
     assert (
         main(["chat", "--model", str(tiny.export), "--transcript", "chat.json", "--once", "so"])
@@ -174,6 +196,7 @@ def test_mistakes_are_one_line(
         (["--model", export, "--batch", "gone.txt"], "gone.txt: No such file"),
         (["--model", export, "--replay", "huge.json"], "huge.json: not a transcript"),
         (["--model", export, "--transcript", "gone.json", "--once", "x"], "no such file"),
+        (["--model", export, "--replay", "huge.json", "--system", "x"], "leave --system out"),
         (["--model", export, "--temperature", "-1"], "temperature -1.0"),
         (["--model", export, "--beams", "3", "--temperature", "1"], "beams 3 with"),
         (["--model", export, "--shot", "cat.png"], "--shot needs both sides"),

@@ -25,7 +25,7 @@ Say = Callable[..., list[str]]
 
 @pytest.fixture
 def session(engine: Engine, folder: Path) -> Session:
-    loading: Any = SimpleNamespace(is_ready=True, get=lambda: engine)
+    loading: Any = SimpleNamespace(is_ready=True, get=lambda: engine, check=lambda: None)
     view = View(is_interactive=False)
     return Session(loading, view, LineReader(view.note), Sampling(max_new_tokens=6))
 
@@ -76,12 +76,18 @@ def test_undo_takes_back_and_edit_asks_again(session: Session, say: Say):
     assert "needs the new line" in say("/edit")[0]
     assert turns(session) == before
     assert "2 turns there" in say("/undo 3")[0]
+    say("/edit /image 'two words.png' is it?")
+    assert turns(session)[-1][0] == "<two words.png (24 x 24)> is it?"
     say("/undo 2")
-    for line in ("/undo", "/retry", "/edit x"):
-        assert "/undo 1: 0" in say(line)[0] or "empty" in say(line)[0]
+    assert "/undo 1: 0 turns there" in say("/undo")[0]
+    for line in ("/retry", "/edit x"):
+        assert "the conversation is empty" in say(line)[0]
+    assert "a number from 1" in say("/undo " + "9" * 5000)[0]
 
 
-def test_an_edited_line_starts_as_it_was_and_may_be_given_up(session: Session, say: Say):
+def test_an_edited_line_starts_as_it_was_and_may_be_given_up(
+    session: Session, say: Say, folder: Path
+):
     session.choose = lambda question, letters: letters[-1]
     say("/image cat.png is it red?", "/edit")
     assert session.prefill == "/image cat.png is it red?"
@@ -92,6 +98,14 @@ def test_an_edited_line_starts_as_it_was_and_may_be_given_up(session: Session, s
     say("/edit", "")
     say("the fox")
     assert len(turns(session)) == 3
+    # What cannot be read is to be mended, and still stands for the last turn.
+    say("/edit", "./gone.png is it?")
+    assert session.prefill == "./gone.png is it?"
+    say(f"{folder}/cat.png is it?")  # a path from the root is no command
+    assert len(turns(session)) == 3
+    assert turns(session)[-1][0] == f"<{folder}/cat.png (24 x 24)> is it?"
+    say("/describe", "/edit")
+    assert session.prefill == f"/image {folder}/cat.png"
 
 
 def test_retry_takes_the_next_seed(session: Session, say: Say):
@@ -152,6 +166,8 @@ def test_rank_prints_shares_of_the_last_turns_answer(session: Session, say: Say,
     assert not session.conversation.turns
     assert "there is none" in say("/rank a | b")[0]
     assert "needs candidates" in say("/rank a")[0]
+    assert "needs candidates" in say("/rank => a | b")[0]
+    assert "positions" in say("/rank " + "the fox " * 200 + "=> a | b")[0]
 
 
 def test_describe_takes_the_last_picture(session: Session, say: Say):
@@ -171,6 +187,7 @@ def test_settings_are_checked_as_they_are_set(session: Session, say: Say):
     for line, reason in (
         ("/set temperature hot", "temperature 'hot': 0"),
         ("/set temperature nan", "temperature nan"),
+        ("/set temperature 1e-40", "from 0.01 to 100"),
         ("/set top_p 0", "top_p 0.0: more than 0"),
         ("/set beams 4", "beams 4 with temperature 0.7"),
         ("/set max_new_tokens 0", "at least 1"),
@@ -208,10 +225,13 @@ def test_a_full_context_is_never_cut_silently(session: Session, say: Say):
     # Chosen beforehand, or by the user when asked.
     say("/set when_full drop")
     lines = say("the quick brown fox " * 8)
-    assert lines[0] == "2 of 3 turns are left out now"
+    assert lines[0] == "2 of 4 turns left out now"
     assert session.conversation.num_dropped == 2 and len(session.conversation.shots) == 1
     assert len(session.conversation.turns) == 4
-    say("/show")
+    assert say("/show")[1].startswith(" (you) the fox")
+    assert say("/drop 1") == ["3 of 4 turns left out now"]
+    assert "/drop 2: 1 turn there" in say("/drop 2")[0]
+    assert say("/drop 0") == ["0 of 4 turns left out now"]
 
 
 @pytest.mark.parametrize("letter", ["d", "s", "c"])
@@ -304,12 +324,71 @@ def test_stats_tell_what_was_known(session: Session, say: Say):
     assert 0 < reused < total and "1 of 1 pictures" in line
 
 
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (UserError("no luck"), "no luck"),
+        (RuntimeError("out of memory\nmore"), "the model failed (out of memory)"),
+        (MemoryError(), "the model failed (MemoryError)"),
+        (OSError(28, "No space left on device"), "the disk: No space left"),
+    ],
+)
 def test_a_failure_of_the_model_is_not_a_turn(
+    session: Session, say: Say, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+):
+    filled(session, say)
+    before = turns(session)
+
+    def fails(request: Request) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.engine(), "answer", fails)
+        (line,) = say("the fox")
+        assert told in line
+        say("/set when_full drop", "/set max_new_tokens 60")
+        said = say("the fox")
+        assert told in said[-1] and "left out now" in said[0]
+    assert turns(session) == before
+    assert session.conversation.num_dropped == 0  # what was chosen for an answer that never came
+
+
+def test_nobody_to_read_the_answers_ends_it(session: Session, monkeypatch: pytest.MonkeyPatch):
+    def fails(text: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(session.view, "piece", fails)
+    with pytest.raises(BrokenPipeError):
+        respond(session, "cat.png")
+
+
+def test_an_answer_cut_off_by_an_error_is_kept_as_stopped(
     session: Session, say: Say, monkeypatch: pytest.MonkeyPatch
 ):
-    def fails(request: Request) -> Any:
-        raise UserError("no luck")
+    def breaks(request: Request) -> Any:
+        yield "a red"
+        raise RuntimeError("gone")
 
-    monkeypatch.setattr(session.engine(), "answer", fails)
-    assert say("the fox") == ["no luck"]
-    assert not session.conversation.turns
+    monkeypatch.setattr(session.engine(), "answer", breaks)
+    lines = say("cat.png")
+    assert lines[0] == "a red" and "gone" in lines[-1]
+    answer = session.conversation.turns[-1].answer
+    assert answer and answer.text == "a red" and answer.is_stopped
+
+
+def test_mistakes_are_told_before_the_model_is_there(session: Session, say: Say):
+    def wait() -> None:
+        pytest.fail("the model was waited for")
+
+    session.loading.get = wait  # type: ignore[method-assign, assignment]
+    assert say("/nonsense") == ["No command /nonsense; /help lists them."]
+    assert "No such file" in say("./gone.png")[0]
+    say("/shot cat.png => a dax", "/set seed 3", "/branch b", "/system x")
+
+
+def test_pictures_of_the_command_line_begin_the_first_turn(session: Session, say: Say):
+    session.held = [session.reader.given_picture("cat.png")]
+    say("./gone.png")
+    assert session.held  # kept for a line that can be asked
+    say("is it red?", "the fox")
+    assert [text for text, _ in turns(session)] == ["<cat.png (24 x 24)> is it red?", "the fox"]

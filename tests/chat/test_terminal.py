@@ -112,6 +112,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(folder: Path):
         os.write(terminal, b"./gone.png\r")
         read_until(terminal, "No such file or directory")
         read_until(terminal, PROMPT)
+        os.write(terminal, b"\xff\xfe is it\xc3 red\r")  # bytes that are no UTF-8
+        read_until(terminal, ACCEPTED)
+        time.sleep(0.5)
+        os.write(terminal, b"\x03")
+        read_until(terminal, PROMPT)
         os.write(terminal, b"/quit\r")
         _, status = os.waitpid(process, 0)
         assert os.waitstatus_to_exitcode(status) == 0

@@ -25,7 +25,9 @@ conversations = st.builds(
     Conversation,
     texts,
     st.lists(st.builds(Shot, contents, texts), max_size=2),
-    st.lists(st.builds(Turn, contents, st.none() | answers, texts, st.integers(0, 3)), max_size=3),
+    st.lists(
+        st.builds(Turn, contents, st.none() | answers, st.just(""), st.integers(0, 3)), max_size=3
+    ),
 )
 names = st.text(min_size=1, max_size=5)
 
@@ -78,6 +80,8 @@ def changed(value: dict[str, Any], place: str, new: Any) -> dict[str, Any]:
         ("settings/temperature", -1, "temperature"),
         ("settings/speed", 2, "no setting 'speed'"),
         ("settings/beams", 1.5, "beams"),
+        ("branches/main/shots", [0], "shot 0 is not in the file"),
+        ("branches/main/turns/0/answer/shots", [-1], "shot -1 is not in the file"),
         ("pictures/X/data", "!!", "not base64"),
         ("pictures/X/data", base64.b64encode(png(7)).decode(), "another hash"),
         ("extra", 1, "extra"),
@@ -90,6 +94,13 @@ def test_a_file_that_was_changed_is_one_line(tmp_path: Path, place: str, new: An
     with pytest.raises(UserError, match=reason) as caught:
         load(tmp_path / "chat.json")
     assert "\n" not in str(caught.value) and "chat.json" in str(caught.value)
+
+
+def test_pictures_of_a_file_are_bounded_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    saved(tmp_path)
+    monkeypatch.setattr("mllm.chat.transcript.MAX_PIXELS", 500)
+    with pytest.raises(UserError, match="more than 500 pixels in all"):
+        load(tmp_path / "chat.json")
 
 
 def test_a_picture_that_is_none_is_refused_though_its_hash_is_right(tmp_path: Path):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mllm.chat.lines import PICTURE_SUFFIXES
+from mllm.chat.lines import IMAGE_COMMAND, PICTURE_SUFFIXES
 from mllm.chat.terminal.session import Session
 from mllm.command import printable
 from mllm.errors import UserError
@@ -18,7 +18,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "/image": Command(Session.image, "PATH [TEXT]", "a picture, then text"),
+    IMAGE_COMMAND: Command(Session.image, "PATH [TEXT]", "a picture, then text"),
     "/describe": Command(Session.describe, "[PATH]", "what is in the picture, or the last one"),
     "/retry": Command(Session.retry, "", "another answer to the last turn, by the next seed"),
     "/undo": Command(Session.undo, "[N]", "take the last turns back"),
@@ -33,7 +33,7 @@ COMMANDS = {
         "temperature, top_p, top_k, beams, max_new_tokens, seed, when_full",
     ),
     "/tokens": Command(Session.tokens, "", "how much of the context is used, and by what"),
-    "/drop": Command(Session.drop, "[N]", "leave the oldest turns out, keeping shots"),
+    "/drop": Command(Session.drop, "[N]", "leave the oldest turns out, keeping shots; 0: none"),
     "/stats": Command(Session.stats, "[on | off]", "speed after each answer"),
     "/branch": Command(Session.branch, "[NAME]", "go on in a copy, or in the branch NAME"),
     "/branches": Command(Session.list_branches, "", "all branches"),
@@ -75,19 +75,25 @@ def respond(session: Session, line: str) -> bool:
     try:
         _carry_out(session, line, name, rest.strip())
     except UserError as error:
-        session.engine()  # a model that did not load ends the program with its own line
+        session.loading.check()  # a model that did not load ends the program with its own line
         session.view.error(str(error))
     except KeyboardInterrupt:  # before an answer began, such as while the model loads
         if not session.view.is_interactive:
             raise
         session.view.note("stopped")
+    except BrokenPipeError:  # nobody reads the answers any more
+        raise
     except OSError as error:
-        session.view.error(f"{error.filename or name}: {error.strerror or error}")
+        place = error.filename or (name if name in COMMANDS else "the disk")
+        session.view.error(f"{place}: {error.strerror or error}")
+    except (RuntimeError, MemoryError) as error:  # of the model, such as a GPU's full memory
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        session.view.error(f"the model failed ({reason}); the conversation is as it was")
     return True
 
 
 def _carry_out(session: Session, line: str, name: str, rest: str) -> None:
-    if name != "/image" and (name.startswith("/") or not line):
+    if (name in COMMANDS and name != IMAGE_COMMAND) or name in OTHERS or not line:
         session.leave_editing()
     if name == "/help":
         for text in help_lines():
@@ -96,7 +102,7 @@ def _carry_out(session: Session, line: str, name: str, rest: str) -> None:
         COMMANDS[name].run(session, rest)
     elif name.startswith("/") and not _is_path(name):
         raise UserError(f"No command {printable(name)}; /help lists them.")
-    elif line:
+    elif line or session.held:
         session.say(line)
 
 

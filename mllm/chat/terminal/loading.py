@@ -58,6 +58,14 @@ class LoadingEngine:
     def is_ready(self) -> bool:
         return self._engine is not None
 
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: it is known by now that it cannot be loaded.
+        """
+        if self._error is not None:
+            raise self._error
+
     def get(self) -> "Engine":
         """The engine, waited for.
 
@@ -66,7 +74,6 @@ class LoadingEngine:
         """
         while self._thread.is_alive():
             self._thread.join(0.1)  # short, so that Ctrl-C is heard
-        if self._error is not None:
-            raise self._error
+        self.check()
         assert self._engine is not None
         return self._engine

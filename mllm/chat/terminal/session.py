@@ -1,28 +1,26 @@
 """A chat in the terminal: what each command does to the conversation."""
 
+import re
+import shlex
 import signal
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Event
-from typing import Any, Literal
+from typing import Any
 
 from mllm.candidate import shares
 from mllm.chat.conversation import Answer, Branches, Content, Conversation, Turn
-from mllm.chat.lines import ARROW, LineReader
+from mllm.chat.lines import ARROW, IMAGE_COMMAND, LineReader
 from mllm.chat.prompt import DESCRIBE, usage_of
+from mllm.chat.room import WHEN_FULL, Choose, WhenFull, made_to_fit
 from mllm.chat.sampling import Sampling
 from mllm.chat.terminal.loading import LoadingEngine
 from mllm.chat.terminal.view import View, counted, stats_line
-from mllm.chat.text import printable_lines
+from mllm.chat.text import printable_lines, whole
 from mllm.chat.transcript import Transcript, load, save
 from mllm.command import printable
 from mllm.errors import UserError
 
-WhenFull = Literal["ask", "drop", "shorten", "stop"]
-WHEN_FULL = ("ask", "drop", "shorten", "stop")
-
-IMAGE_USAGE = "/image needs a path: /image PATH [TEXT]"
 SHOT_USAGE = "/shot needs both sides: /shot PATH [TEXT] => ANSWER"
 RANK_USAGE = "/rank needs candidates: /rank red | green | blue, or /rank TEXT => red | green"
 
@@ -43,7 +41,7 @@ class Session:
         view: View,
         reader: LineReader,
         sampling: Sampling | None = None,
-        choose: Callable[[str, str], str] | None = None,
+        choose: Choose | None = None,
         when_full: WhenFull = "ask",
         shows_stats: bool = False,
     ) -> None:
@@ -51,6 +49,7 @@ class Session:
         self.sampling = sampling or Sampling()
         self.choose, self.when_full, self.shows_stats = choose, when_full, shows_stats
         self.branches = Branches()
+        self.held: Content = []  # pictures that the next line begins with
         self.prefill = ""  # what the next line begins as
         self._is_editing = False
 
@@ -68,30 +67,34 @@ class Session:
     # Turns
 
     def say(self, line: str) -> None:
-        """A line of text and pictures."""
-        is_editing, self._is_editing = self._is_editing, False
-        content = self.reader.content(line)
-        if content:
-            self._ask_instead(content, line) if is_editing else self.ask(content, line)
+        """A line of text and pictures, or `/image PATH [TEXT]`."""
+        is_editing = self._is_editing
+        try:
+            content = [*self.held, *self.reader.turn(line)]
+            if content:
+                self._ask_instead(content, line) if is_editing else self.ask(content, line)
+        except BaseException:
+            if is_editing:
+                self.prefill = line  # to be mended: it still stands for the last turn
+            raise
+        self._is_editing, self.held = False, []
 
     def image(self, rest: str) -> None:
-        is_editing, self._is_editing = self._is_editing, False
-        picture, text = self.reader.named_picture(rest, IMAGE_USAGE)
-        content = [picture, *self.reader.content(text)]
-        line = f"/image {rest}"
-        self._ask_instead(content, line) if is_editing else self.ask(content, line)
+        self.say(f"{IMAGE_COMMAND} {rest}")
 
     def ask(self, content: Content, line: str = "", attempt: int = 0) -> None:
         """One more turn, answered and printed."""
         self.view.pictures(content)
         turn = Turn(content, line=line, attempt=attempt)
         conversation = self.conversation
+        before = conversation.num_dropped
         conversation.turns.append(turn)
         try:
             self._answer(turn)
         except BaseException:
             if turn.answer is None:
                 conversation.turns.remove(turn)
+                conversation.num_dropped = before
             raise
 
     def _ask_instead(self, content: Content, line: str, attempt: int = 0) -> None:
@@ -109,73 +112,53 @@ class Session:
     def _answer(self, turn: Turn) -> None:
         from mllm.chat.engine import Request
 
-        engine = self.engine()
-        sampling = self._made_to_fit(engine)
+        engine, conversation = self.engine(), self.conversation
+        sampling, to_drop = made_to_fit(
+            engine, conversation, self.sampling, self.when_full, self.choose
+        )
+        if to_drop:
+            conversation.num_dropped += to_drop
+            self._tell_dropped()
         sampling = replace(sampling, seed=sampling.seed + turn.attempt)
-        conversation = self.conversation
         request = Request(engine.encode(conversation), sampling)
-        answer = Answer("", sampling.values, num_dropped=conversation.num_dropped)
+        answer = Answer(
+            "",
+            sampling.values,
+            num_dropped=conversation.num_dropped,
+            system=conversation.system,
+            shots=list(conversation.shots),
+        )
+        is_over = False
         with _interrupts_set(request.stopped):
-            for piece in engine.answer(request):
-                turn.answer = answer  # what was begun is kept, whatever ends it
-                answer.text += piece
-                self.view.piece(piece)
-        turn.answer = answer
-        answer.is_stopped = request.stopped.is_set()
-        self.view.end_answer(answer.is_stopped)
+            try:
+                for piece in engine.answer(request):
+                    turn.answer = answer  # what was begun is kept, whatever ends it
+                    answer.text += piece
+                    self.view.piece(piece)
+                turn.answer, is_over = answer, True
+            finally:
+                answer.is_stopped = request.stopped.is_set() or not is_over
+                if turn.answer is not None:
+                    self.view.end_answer(answer.is_stopped)
         if self.shows_stats:
             self.view.note(stats_line(request.stats), style="dim")
 
-    def _made_to_fit(self, engine: Any) -> Sampling:
-        """The settings with which the prompt fits, after the user chose how.
-
-        Raises:
-            UserError: it does not fit, and nobody chose.
-        """
-        from mllm.chat.engine import ContextFull
-
-        sampling, conversation = self.sampling, self.conversation
-        try:
-            engine.check_room(engine.encode(conversation), sampling.max_new_tokens)
-            return sampling
-        except ContextFull as full:
-            error = full
-        to_drop = engine.turns_to_drop(conversation, sampling.max_new_tokens)
-        left = error.available - error.used
-        choices = {}
-        if to_drop:
-            oldest = "the oldest turn" if to_drop == 1 else f"the oldest {to_drop} turns"
-            choices["drop"] = f"[d]rop {oldest}, keeping shots"
-        if left > 0:
-            choices["shorten"] = f"[s]horten this answer to {left} tokens"
-        choice: str = self.when_full
-        if choice == "ask" and choices and self.choose is not None:
-            asked = f"{error}. {', '.join(choices.values())}, or [c]ancel?"
-            letters = {"d": "drop", "s": "shorten", "c": "stop"}
-            given = [letter for letter, name in letters.items() if name in (*choices, "stop")]
-            choice = letters[self.choose(asked, "".join(given))]
-        if choice == "drop" and to_drop:
-            conversation.num_dropped += to_drop
-            self.view.note(f"{to_drop} of {len(conversation.turns) - 1} turns are left out now")
-            return sampling
-        if choice == "shorten" and left > 0:
-            return replace(sampling, max_new_tokens=left)
-        mends = ["/set max_new_tokens, ", "/undo, "] if left > 0 else []
-        if to_drop:
-            mends.insert(0, f"/drop {to_drop}, ")
-        raise UserError(f"{error}; {''.join(mends)}/shots clear or /reset make room")
+    def _tell_dropped(self) -> None:
+        conversation = self.conversation
+        said = counted(len(conversation.turns), "turn")
+        self.view.note(f"{conversation.num_dropped} of {said} left out now")
 
     def drop(self, rest: str) -> None:
-        number = _number(rest or "1", "/drop", "/drop 2")
         conversation = self.conversation
-        if number > len(conversation.asked_turns):
-            raise UserError(
-                f"/drop {number}: {counted(len(conversation.asked_turns), 'turn')} there"
-            )
-        conversation.num_dropped += number
-        self.view.note(
-            f"{conversation.num_dropped} of {counted(len(conversation.turns), 'turn')} left out"
-        )
+        if rest == "0":
+            conversation.num_dropped = 0
+        else:
+            number = _number(rest or "1", "/drop", "/drop 2, or 0 for all turns again")
+            if number > len(conversation.asked_turns):
+                there = counted(len(conversation.asked_turns), "turn")
+                raise UserError(f"/drop {number}: {there} there")
+            conversation.num_dropped += number
+        self._tell_dropped()
 
     def retry(self, rest: str) -> None:
         if not self.conversation.turns:
@@ -198,17 +181,17 @@ class Session:
     def edit(self, rest: str) -> None:
         if not self.conversation.turns:
             raise UserError("nothing to edit: the conversation is empty")
+        turn = self.conversation.turns[-1]
         if rest:
-            self._ask_instead(self.reader.content(rest), rest)
-        elif self.choose is None:
+            self._ask_instead(self.reader.turn(rest), rest)
+        elif self.choose is None or not turn.line:  # of a transcript: its pictures have no paths
             raise UserError("/edit needs the new line here: /edit TEXT")
         else:
-            self.prefill = self.conversation.turns[-1].line
-            self._is_editing = True
+            self.prefill, self._is_editing = turn.line, True
 
     def leave_editing(self) -> None:
         """Another command, or an empty line, was given instead of the edited one."""
-        self._is_editing = False
+        self._is_editing, self.prefill = False, ""
 
     def describe(self, rest: str) -> None:
         if rest:
@@ -217,7 +200,8 @@ class Session:
             picture = self.conversation.last_picture()
         is_completion = self.engine().template == "completion"
         # A picture alone: the template adds `An image of`.
-        self.ask([picture] if is_completion else [picture, DESCRIBE["instruction"]], "")
+        content: Content = [picture] if is_completion else [picture, DESCRIBE["instruction"]]
+        self.ask(content, f"{IMAGE_COMMAND} {shlex.quote(picture.name)}")
 
     def rank(self, rest: str) -> None:
         asked, arrow, candidates = rest.rpartition(ARROW)
@@ -225,10 +209,13 @@ class Session:
         if len(texts) < 2 or not all(texts):
             raise UserError(RANK_USAGE)
         conversation = self.conversation.branched()
-        if arrow:
+        if arrow and asked.strip():
             conversation.turns.append(Turn(self.reader.content(asked.strip())))
+        elif arrow:
+            raise UserError(RANK_USAGE)
         elif conversation.asked_turns:
-            conversation.turns[-1].answer = None  # in the place of the answer that was given
+            last = conversation.turns[-1]
+            conversation.turns[-1] = Turn(last.content)  # in the place of the answer that was given
         else:
             raise UserError(
                 "/rank ranks answers to your last turn, and there is none; " + RANK_USAGE
@@ -268,7 +255,7 @@ class Session:
 
     def system(self, rest: str) -> None:
         if rest:
-            self.conversation.system = "" if rest == "clear" else rest
+            self.conversation.system = "" if rest == "clear" else whole(rest)
         told = self.conversation.system
         self.view.note(f"system: {told}" if told else "no system text; /system TEXT sets one")
 
@@ -369,7 +356,7 @@ class Session:
 
 
 def _number(text: str, name: str, example: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
         raise UserError(f"{name} takes a number from 1, such as {example}")
     return int(text)
 

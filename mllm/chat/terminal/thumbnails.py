@@ -9,7 +9,7 @@ from rich.console import Console
 from mllm.chat.pictures import Picture
 
 Mode = Literal["auto", "kitty", "sixel", "blocks", "off"]
-MODES = get_args(Mode)
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 MIN_COLUMNS, MAX_COLUMNS, MAX_ROWS = 4, 28, 9
 MAX_SIDE = 512  # pixels that are sent to the terminal

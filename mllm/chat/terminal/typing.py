@@ -39,7 +39,9 @@ def open_history(path: Path, view: View) -> History:
     """A history that only its owner can read; one in memory where the place cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.fchmod(handle, 0o600)  # also where it was there already
+        os.close(handle)
     except OSError as error:
         view.note(f"{printable(str(path))}: {error.strerror}; lines are not kept", style="dim")
         return InMemoryHistory()
@@ -100,7 +102,7 @@ class Keyboard:
                 raise self._failure
             prefill, self._session.prefill = self._session.prefill, ""
             try:
-                yield self._prompt.prompt("> ", default=prefill)
+                yield self._prompt.prompt("> ", default=printable(prefill))
             except KeyboardInterrupt:  # an empty line: Ctrl-D leaves
                 self._session.leave_editing()
             except EOFError:

@@ -132,7 +132,7 @@ class View:
 
 
 def stats_line(stats: "Stats") -> str:
-    """What `/stats` prints after an answer."""
+    """What `/stats` and `--stats` print after an answer."""
     rate = stats.tokens_per_second
     speed = "" if rate is None else f", then {rate:,.0f} tokens/s"
     known = stats.num_pictures - stats.num_encoded
