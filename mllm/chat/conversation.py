@@ -115,9 +115,7 @@ class Conversation:
 class Branches:
     """Conversations by name, one of them current. There is always one."""
 
-    by_name: dict[str, Conversation] = field(
-        default_factory=lambda: {MAIN_BRANCH: Conversation()}
-    )
+    by_name: dict[str, Conversation] = field(default_factory=lambda: {MAIN_BRANCH: Conversation()})
     current: str = MAIN_BRANCH
 
     @property

@@ -415,9 +415,7 @@ def _keys(prompt: EncodedPrompt) -> list[Key]:
 def _pictures_from(prompt: EncodedPrompt, place: int) -> list[Any]:
     """The pictures whose slots stand at `place` or later."""
     ids = prompt.token_ids
-    starts = [
-        i for i, token_id in enumerate(ids) if token_id == SLOT_ID and ids[i - 1] != SLOT_ID
-    ]
+    starts = [i for i, token_id in enumerate(ids) if token_id == SLOT_ID and ids[i - 1] != SLOT_ID]
     return [p for p, start in zip(prompt.pictures, starts, strict=True) if start >= place]
 
 
