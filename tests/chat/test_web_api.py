@@ -1,6 +1,8 @@
 """/v1 of `mllm chat --web`, asked by OpenAI's own client; answers held against the engine's."""
 
 import base64
+import http.client
+import http.server
 import json
 import threading
 import time
@@ -17,7 +19,7 @@ from mllm.chat.web import api
 from mllm.chat.web.asked import read_asked
 from mllm.chat.web.refusal import Refusal
 from mllm.chat.web.stops import Stops
-from tests.chat.web_server import serving, wait_for
+from tests.chat.web_server import HTTP, serving, wait_for
 from tests.hf.tiny import make_tiny, png
 
 DEFAULTS = Sampling(max_new_tokens=12)
@@ -276,7 +278,6 @@ def test_no_address_is_fetched(served, client, tmp_path):
 
 def httpx_listener(seen):
     """The port of a server that notes who called."""
-    import http.server
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -311,28 +312,33 @@ def test_a_client_that_goes_away_ends_its_answer(engine, streams):
     with serving(endless, DEFAULTS) as served:
         address = f"{served.url}{api.COMPLETIONS}"
         if streams:
-            with httpx.stream("POST", address, json=body) as answer:
+            with HTTP.stream("POST", address, json=body) as answer:
                 next(answer.iter_lines())
                 assert not endless.requests or not endless.requests[0].stopped.is_set()
         else:
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(address, json=body, timeout=0.5)
+                HTTP.post(address, json=body, timeout=0.5)
         wait_for(lambda: endless.requests and endless.requests[0].stopped.is_set(), "the end", 10)
 
 
 def test_bodies_are_limited_and_must_be_json(served):
     address = f"{served.url}{api.COMPLETIONS}"
     headers = {"content-type": "application/json"}
-    bad = httpx.post(address, content=b"{", headers=headers)
+    bad = HTTP.post(address, content=b"{", headers=headers)
     assert bad.status_code == 400 and "not JSON" in bad.json()["error"]["message"]
-    deep = httpx.post(address, content=b"[" * 100_000, headers=headers)
+    deep = HTTP.post(address, content=b"[" * 100_000, headers=headers)
     assert deep.status_code == 400
-    huge = httpx.post(address, content=b"x", headers={**headers, "content-length": str(10**9)})
-    assert huge.status_code == 413 and "at most" in huge.json()["error"]["message"]
-    form = httpx.post(address, content=b"{}", headers={"content-type": "text/plain"})
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+    connection.putrequest("POST", api.COMPLETIONS)
+    for name, value in {**headers, "content-length": str(10**9)}.items():
+        connection.putheader(name, value)
+    connection.endheaders()  # the body is not waited for
+    huge = connection.getresponse()
+    assert huge.status == 413 and "at most" in json.load(huge)["error"]["message"]
+    form = HTTP.post(address, content=b"{}", headers={"content-type": "text/plain"})
     assert form.status_code == 415
 
     def chunks():
         yield b"{}"
 
-    assert httpx.post(address, content=chunks(), headers=headers).status_code == 411
+    assert HTTP.post(address, content=chunks(), headers=headers).status_code == 411

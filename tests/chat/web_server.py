@@ -1,5 +1,6 @@
 """A real server of `mllm chat --web` in a thread, on a free port, with a tiny export."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,12 +14,15 @@ from mllm.chat.engine import Engine
 from mllm.chat.sampling import Sampling
 from mllm.chat.web import serve
 
+HTTP = httpx.Client(verify=False, timeout=60)  # one: each would read all certificates
+
 
 @contextmanager
 def serving(
     engine: Engine, sampling: Sampling, host: str = "127.0.0.1", token: str | None = None
 ) -> Iterator[SimpleNamespace]:
     """`url`, `port`, `folder` and `page` of a server that is up."""
+    before = dict(os.environ)  # gradio has its folder there: one server's at a time
     with serve._bound(host, 0) as listening, serve._private_folder() as folder:
         port = listening.getsockname()[1]
         served = serve.build(engine, sampling, folder, host, port, token)
@@ -31,6 +35,8 @@ def serving(
         finally:
             served.server.should_exit = True
             thread.join(timeout=20)
+            os.environ.clear()
+            os.environ.update(before)
             assert not thread.is_alive(), "the server did not end"
 
 
@@ -43,4 +49,4 @@ def wait_for(condition: Any, what: str, seconds: float = 60) -> None:
 
 def upload(url: str, data: bytes, name: str, **headers: str) -> httpx.Response:
     """What the page does with a file."""
-    return httpx.post(f"{url}/gradio_api/upload", files={"files": (name, data)}, headers=headers)
+    return HTTP.post(f"{url}/gradio_api/upload", files={"files": (name, data)}, headers=headers)

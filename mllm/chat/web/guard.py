@@ -113,11 +113,14 @@ class Guard:
 
         headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in scope["headers"]}
         path = scope["path"]
-        if refused := self._refused(scope["method"], path, headers):
-            await _reply(send_with_headers, path, *refused)
+        if reason := self._foreign(headers):
+            await _reply(send_with_headers, path, 403, reason)
             return
         if self.token is not None and not self._has_token(headers):
             await self._ask_for_token(scope, send_with_headers)
+            return
+        if refused := self._refused(scope["method"], path, headers):
+            await _reply(send_with_headers, path, *refused)
             return
         if scope["method"] == "POST" and path not in (UPLOAD, COMPLETIONS):
             body = await _whole(receive)
@@ -127,14 +130,18 @@ class Guard:
             receive = _again(body, receive)
         await self.app(scope, receive, send_with_headers)
 
+    def _foreign(self, headers: dict[str, str]) -> str | None:
+        """Why a request does not come from a page or a program that means this server."""
+        host = headers.get("host", "")
+        if self.hosts is not None and _name(host) not in self.hosts:
+            return f"this server is not called {_name(host)!r}"
+        origin = headers.get("origin")
+        if origin is not None and _place(origin) != host.lower():
+            return "asked by a page of another server"
+        return None
+
     def _refused(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str] | None:
         """Status and reason; None where nothing speaks against the request."""
-        host = headers.get("host", "")
-        if self.hosts is not None and _host_name(host) not in self.hosts:
-            return 403, f"this server is not called {_host_name(host)!r}"
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return 403, "asked by a page of another server"
         if method == "POST":
             return _refused_body(path, headers)
         if method not in ("GET", "HEAD"):
@@ -216,10 +223,18 @@ def _refused_body(path: str, headers: dict[str, str]) -> tuple[int, str] | None:
     return None
 
 
-def _host_name(host: str) -> str:
+def _name(host: str) -> str:
     """`localhost` of `localhost:7860`, `::1` of `[::1]:7860`."""
     try:
         return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _place(origin: str) -> str:
+    """`localhost:7860` of `http://localhost:7860`."""
+    try:
+        return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
 

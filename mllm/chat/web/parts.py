@@ -99,6 +99,7 @@ class Parts:
             file_count="multiple",
             file_types=["image"],
             max_plain_text_length=1_000_000,  # else a long paste becomes a file
+            max_lines=8,
             autofocus=True,
         )
         gr.HTML(f'<p class="hint">{HINT}</p>')

@@ -130,19 +130,24 @@ def build(
         ws="none",
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )
-    return Served(guarded, _Server(config, page), page)
+    return Served(guarded, _server(config, page), page)
 
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
-def _Server(config: Any, page: Any) -> Any:
-    """A uvicorn server that ends answers before it waits for connections."""
+def _server(config: Any, page: Any) -> Any:
+    """A uvicorn server that ends answers and connections before it waits for them.
+
+    An open page holds a connection that never ends by itself.
+    """
     import uvicorn
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: Any = None) -> None:
             page.stop_all()
+            for connection in list(self.server_state.connections):
+                connection.transport.close()  # type: ignore[union-attr]
             await super().shutdown(sockets)
 
     return Server(config)
