@@ -118,8 +118,11 @@ class Reader:
         ]
 
     def set(self, label, value):
-        self.page.get_by_label(label, exact=True).first.fill(str(value))
-        self.page.get_by_label(label, exact=True).first.press("Tab")
+        control = self.page.get_by_label(label, exact=True)
+        if not control.is_visible():
+            self.open("sampling")
+        control.fill(str(value))
+        control.press("Tab")
 
 
 @pytest.fixture

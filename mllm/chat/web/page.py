@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from mllm.command import printable
 from mllm.errors import UserError
 
 SHOWN_SECONDS = 0.06  # between two sights of a growing answer
+MAX_AT_ONCE = 8  # events of a kind; each holds one of gradio's 40 threads
 MAX_QUEUE = 64  # events that wait
-KEPT = (3600, 86400)  # seconds between looks at uploads never sent, and their longest life
+KEPT = (3600, 86400)  # seconds between looks at uploads, and their longest life
 
 Updates = dict[Any, Any]
 
@@ -45,7 +47,7 @@ class Page:
             self.session = gr.State(first)
             self.parts = Parts(engine, first.conversation.system, sampling)
             self._wire()
-        self.blocks.queue(default_concurrency_limit=None, max_size=MAX_QUEUE)
+        self.blocks.queue(default_concurrency_limit=MAX_AT_ONCE, max_size=MAX_QUEUE)
 
     def _wire(self) -> None:
         parts = self.parts
@@ -213,8 +215,6 @@ class Page:
                         self.parts.answer: show.last_answer(session.conversation, is_running=True)
                     }
                     shown = time.monotonic()
-            if box is not None:
-                _remove(box["files"])
             yield self._seen(session, controls[4])
         except ContextFull:
             yield self._seen(session, controls[4]) | self._notice("")
@@ -255,7 +255,6 @@ class Page:
             session, controls, lambda: session.add_shot(self._content(box), answer or "")
         )
         if not updates[self.parts.notice]["visible"]:
-            _remove(box["files"])
             updates |= {self.parts.shot_box: {"text": "", "files": []}, self.parts.shot_answer: ""}
         return updates
 
@@ -298,8 +297,6 @@ class Page:
             transcript = session.take(Path(path).read_bytes(), printable(Path(path).name))
         except UserError as error:
             return self._notice(str(error))
-        finally:
-            _remove([path])
         made_by = transcript.model.get("fingerprint")
         is_other = bool(made_by) and made_by != self.engine.fingerprint
         name = transcript.model.get("name", "")
@@ -334,12 +331,4 @@ class Page:
 
 def _named(picture: Picture) -> Picture:
     """With the file's name alone, not its place on this machine."""
-    from dataclasses import replace
-
     return replace(picture, name=Path(picture.name).name)
-
-
-def _remove(paths: Sequence[str]) -> None:
-    """Uploads that are read; their pictures are in the session now."""
-    for path in paths:
-        Path(path).unlink(missing_ok=True)

@@ -94,6 +94,7 @@ class Parts:
                 self.cancel = gr.Button("Cancel", size="sm")
         self.box = gr.MultimodalTextbox(
             elem_id="box",
+            label="Your turn",
             show_label=False,
             placeholder="Ask about pictures, or anything else",
             file_count="multiple",
@@ -117,6 +118,7 @@ class Parts:
             self.shots = gr.HTML(elem_id="shots", js_on_load=REMOVES)
             self.shot_box = gr.MultimodalTextbox(
                 elem_id="shot-box",
+                label="Shot",
                 show_label=False,
                 placeholder="Picture(s) and text",
                 file_count="multiple",
@@ -126,6 +128,7 @@ class Parts:
             )
             with gr.Row():
                 self.shot_answer = gr.Textbox(
+                    label="Answer of the shot",
                     show_label=False,
                     placeholder="Its answer",
                     container=False,
@@ -137,6 +140,7 @@ class Parts:
         with gr.Accordion("System text", open=bool(system)):
             self.system = gr.Textbox(
                 system,
+                label="System text",
                 show_label=False,
                 lines=2,
                 container=False,
@@ -148,6 +152,7 @@ class Parts:
         with gr.Accordion("Rank candidates", open=False, elem_id="rank-panel"):
             self.candidates = gr.Textbox(
                 show_label=False,
+                label="Candidates",
                 placeholder="red | green | blue",
                 container=False,
                 elem_id="candidates",
