@@ -34,7 +34,7 @@ GIVE = """
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp("tiny"), num_steps=60)
+    return make_tiny(tmp_path_factory.mktemp("tiny"), num_steps=60, seq_len=320)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,10 @@ def test_turns_are_taken_back_and_tried_again(reader):
     reader.set("temperature", 1.5)
     answers = {first}
     for _ in range(3):
-        reader.press("Retry")
+        # The page looks the same before the event and after it.
+        done = reader.page.expect_request_finished(lambda request: "queue/data" in request.url)
+        with done:
+            reader.press("Retry")
         answers.add(reader.answer())
     assert len(answers) > 1 and reader.page.locator("#chat .user").count() == 2
     reader.press("Undo")
@@ -230,20 +233,30 @@ def test_a_transcript_goes_out_and_comes_back(reader, tmp_path):
 
 
 def test_a_full_context_is_a_choice(reader):
-    for number in range(1, 4):
-        reader.ask("red apple " * 4 + str(number))
-    text = "red apple " * 6
-    reader.send(text)
-    panel = reader.page.locator("#full")
-    panel.wait_for()
-    assert reader.page.locator("#chat .user").count() == 3  # nothing was asked
+    text = "red apple " * 12
+    panel = reader.page.locator("#full .full")
+    number = 0
+    while True:
+        reader.send(text)
+        reader.page.wait_for_function(
+            "n => document.querySelectorAll('#chat .user').length > n"
+            " || document.querySelector('#full .full')",
+            arg=number,
+        )
+        if panel.is_visible():
+            break
+        reader.answer()
+        number += 1
+        assert number < 30, "320 positions must be full by now"
+    assert number >= 2
+    assert reader.page.locator("#chat .user").count() == number  # nothing was asked
     assert reader.page.locator("#box textarea").input_value() == text  # and nothing lost
     reader.press("Cancel")
     panel.wait_for(state="hidden")
     assert reader.page.locator("#chat .left-out").count() == 0
     reader.page.locator("#box textarea").press("Enter")
-    panel.get_by_role("button", name="Leave the oldest").click()
-    reader.wait_count("#chat .user", 4)
+    reader.page.get_by_role("button", name="Leave the oldest").click()
+    reader.wait_count("#chat .user", number + 1)
     reader.answer()
     assert reader.page.locator("#chat .left-out").count() == 1
     assert reader.page.locator("#chat .user.dropped").count() >= 1
@@ -251,22 +264,15 @@ def test_a_full_context_is_a_choice(reader):
 
 
 def test_what_is_written_stays_text(reader):
-    text = HOSTILE.replace("\x1b", "").replace("\u202e", "")
-    more = " ![x](https://evil.example/x.png) [y](javascript:alert(1)) $$x^2$$ <b>bold</b>"
+    text = (
+        HOSTILE.replace("\x1b[2J\u202e", "") + " ![x](https://evil.example/x.png) $$x^2$$ <b>b</b>"
+    )
     reader.set("max_new_tokens", 2)
     reader.attach(("<img src=x onerror=alert(1)>.png", png(1)))
-    number = reader.page.locator("#chat .user").count()
-    reader.send(text[:40] + more)
-    reader.page.wait_for_function(
-        "n => document.querySelectorAll('#chat .user').length > n"
-        " || document.querySelector('#full .full')",
-        arg=number,
-    )
-    if reader.page.locator("#chat .user").count() == 0:
-        pytest.fail("the hostile text must fit")
-    reader.answer()
-    assert reader.parts(0) == ["PICTURE", text[:40] + more]
+    assert reader.ask(text)
+    assert reader.parts(0) == ["PICTURE", text]
     assert reader.page.locator("#chat b, #chat script, #chat .katex").count() == 0
+    assert reader.page.locator("#chat img").count() == 1
 
 
 def test_a_bad_picture_is_told_and_the_text_stays(reader):

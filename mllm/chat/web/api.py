@@ -80,10 +80,11 @@ def _wanted(
     try:
         engine.check_room(prompt, asked.sampling.max_new_tokens)
     except engines.ContextFull as full:
+        pictures = f", of which pictures {len(prompt.pictures)} x {each}" if prompt.pictures else ""
         raise Refusal(
             f"This model's maximum context length is {full.available} tokens, but "
-            f"{full.used + full.wanted} were asked for ({full.used} in the messages, of which "
-            f"{len(prompt.pictures)} pictures take {each} each; {full.wanted} for the answer).",
+            f"{full.used + full.wanted} were asked for ({full.used} in the messages{pictures}; "
+            f"{full.wanted} for the answer).",
             "messages",
             "context_length_exceeded",
         ) from None

@@ -100,7 +100,7 @@ ol.shots button:hover, ol.shots button:focus-visible { background: #fee2e2; colo
 p.empty { color: var(--body-text-color-subdued); font-size: .85rem; margin: 0; }
 
 table.ranking { width: 100%; border-collapse: collapse; font-size: .9rem; margin: 0; }
-table.ranking :is(table, thead, tr, th, td) { border: 0 !important; }
+table.ranking, table.ranking :is(thead, tr, th, td) { border: 0 !important; }
 table.ranking th { text-align: left; font-weight: 500; color: var(--body-text-color-subdued); }
 table.ranking td, table.ranking th { padding: 3px 6px 3px 0 !important; }
 table.ranking td:first-child { overflow-wrap: anywhere; }
