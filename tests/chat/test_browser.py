@@ -224,8 +224,9 @@ def test_a_transcript_goes_out_and_comes_back(reader, tmp_path):
     reader.wait_count("#chat .user", 1)
     assert reader.parts(0) == ["what colour is", "PICTURE", "there?"]
     assert reader.page.locator("#answer .model").inner_text() == answer
-    path.write_text(json.dumps(saved | {"pictures": {}}))
-    reader.page.locator("#transcript-panel input[type=file]").set_input_files(path)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(saved | {"pictures": {}}))
+    reader.page.locator("#transcript-panel input[type=file]").set_input_files(other)
     notice = reader.page.locator("#notice [role=alert]")
     notice.wait_for()
     assert "is not in the file" in notice.inner_text()

@@ -128,6 +128,8 @@ def test_sampling_is_the_engines(client, engine):
     answer, stats = expected(engine, Conversation(turns=[Turn(["An image of"])]), sampling)
     assert made.choices[0].message.content == answer
     assert made.choices[0].finish_reason == ("length" if stats.is_capped else "stop")
+    whole = client.chat.completions.create(model="export", messages=messages, temperature=1)
+    assert whole.choices[0].finish_reason in ("stop", "length")  # 1, where `generate` needs 1.0
     seeds = {read(messages, temperature=1).sampling.seed for _ in range(4)}
     assert len(seeds) == 4  # a client that names none expects variety
 
