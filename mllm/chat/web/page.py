@@ -315,7 +315,7 @@ class Page:
         for name, value in values.items():
             if value is None:
                 raise UserError(f"{name} is empty")
-            if isinstance(self.sampling.values[name], float):
+            if name in ("temperature", "top_p"):
                 values[name] = float(value)  # a page sends 1 for 1.0; `generate` takes none
         session.conversation.system = system.strip()
         return Sampling(**values)
