@@ -104,11 +104,6 @@ def main(argv: list[str]) -> int:
     sampling = Sampling(**given)
     _check_modes(args)
     check_export(args.model)
-    if args.web:
-        from mllm.chat.web.serve import serve
-
-        serve(args.model, sampling, host=args.host, port=args.port, token=args.token)
-        return 0
     is_quiet = args.once is not None or args.batch is not None
     reader = LineReader(_to_stderr, args.allow_urls)
     if args.transcript is not None:
@@ -120,6 +115,13 @@ def main(argv: list[str]) -> int:
     begun.system = args.system or begun.system
     begun.shots += [reader.shot(shot, SHOT_HELP) for shot in args.shot]
     pictures: Content = [reader.given_picture(path) for path in args.image]
+    if args.web:
+        from mllm.chat.web.serve import serve
+
+        if pictures:
+            raise UserError("--image goes with --once, or a prompt; the page takes its own")
+        serve(args.model, made.settings, args.host, args.port, args.token, begun)
+        return 0
     if args.replay is not None or is_quiet:
         return _without_prompt(args, made, reader, pictures)
     return _with_prompt(args, made, pictures)

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from mllm.candidate import shares
 from mllm.chat.conversation import Content
 from mllm.chat.engine import ContextFull, Engine, Request
 from mllm.chat.pictures import Picture, read_picture
@@ -16,7 +17,7 @@ from mllm.chat.prompt import usage_of
 from mllm.chat.sampling import Sampling
 from mllm.chat.web import show
 from mllm.chat.web.parts import DOWNLOADS, Parts
-from mllm.chat.web.session import Session, placed, shares
+from mllm.chat.web.session import Session, placed
 from mllm.command import printable
 from mllm.errors import UserError
 

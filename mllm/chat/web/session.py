@@ -4,7 +4,6 @@ Every action is all or nothing: where it raises, the conversation stands as befo
 """
 
 import json
-import math
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -112,7 +111,13 @@ class Session:
             raise
         sampling = replace(sampling, seed=sampling.seed + turn.attempt)
         request = self._begun(Request(prompt, sampling))
-        answer = Answer("", sampling.values, num_dropped=conversation.num_dropped)
+        answer = Answer(
+            "",
+            sampling.values,
+            num_dropped=conversation.num_dropped,
+            system=conversation.system,
+            shots=list(conversation.shots),
+        )
         try:
             yield
             for piece in engine.answer(request):
@@ -211,10 +216,3 @@ def placed(text: str, pictures: Sequence[Picture]) -> Content:
     parts.append(text[end:].strip())
     first: Content = [p for number, p in enumerate(pictures, 1) if number not in named]
     return first + [part for part in parts if part]
-
-
-def shares(scores: Sequence[CandidateScore]) -> list[float]:
-    """Probabilities of candidates among each other."""
-    most = max(score.ll for score in scores)
-    weights = [math.exp(score.ll - most) for score in scores]
-    return [weight / sum(weights) for weight in weights]
