@@ -193,6 +193,8 @@ class Engine:
         def work() -> None:
             try:
                 with self._lock, torch.inference_mode():
+                    if request.stopped.is_set() or closed.is_set():  # while others were answered
+                        return
                     self._generate(request, pieces, closed, start)
             except BaseException as error:
                 failures.append(error)

@@ -31,6 +31,9 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            if type(getattr(self, name)) is int:  # of JSON; `generate` takes only floats
+                object.__setattr__(self, name, float(getattr(self, name)))
         for name, (is_good, want) in LIMITS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not is_good(value):

@@ -128,7 +128,6 @@ def _sampling(value: dict[str, Any], defaults: Sampling) -> Sampling:
         if isinstance(given, bool) or not isinstance(given, int if is_whole else int | float):
             param = key if name == "max_new_tokens" else name
             raise Refusal(f"{param} must be a {'whole ' if is_whole else ''}number", param)
-        changes[name] = given if is_whole else float(given)  # `generate` takes no 1 for 1.0
     if changes.get("temperature"):
         changes["beams"] = 1
     seed = value.get("seed")

@@ -316,8 +316,6 @@ class Page:
         for name, value in values.items():
             if value is None:
                 raise UserError(f"{name} is empty")
-            if name in ("temperature", "top_p"):
-                values[name] = float(value)  # a page sends 1 for 1.0; `generate` takes none
         session.conversation.system = system.strip()
         return Sampling(**values)
 

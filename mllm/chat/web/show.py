@@ -65,24 +65,25 @@ def turns(conversation: Conversation, thumbnails: Thumbnails) -> str:
         kind = "user dropped" if place < conversation.num_dropped else "user"
         rows.append(f'<div class="turn {kind}">{_inline(turn.content, thumbnails)}</div>')
         if place < len(conversation.turns) - 1 and turn.answer is not None:
-            rows.append(_answer(turn.answer, kind.replace("user", "model")))
+            rows.append(_answer(turn.answer, turn.attempt, kind.replace("user", "model")))
     return "".join(rows)
 
 
 def last_answer(conversation: Conversation, is_running: bool) -> str:
     if not conversation.turns:
         return ""
-    answer = conversation.turns[-1].answer
+    turn = conversation.turns[-1]
+    answer = turn.answer
     if answer is None or (is_running and not answer.text):
         return '<div class="turn model waiting">…</div>' if is_running else ""
-    return _answer(answer, "model running" if is_running else "model")
+    return _answer(answer, turn.attempt, "model running" if is_running else "model")
 
 
-def _answer(answer: Answer, kind: str) -> str:
+def _answer(answer: Answer, attempt: int, kind: str) -> str:
     words = escaped(answer.text) if answer.text else '<span class="note">(nothing)</span>'
     if answer.is_stopped:
         words += ' <span class="note">[stopped]</span>'
-    return f'<div class="turn {kind}">{words}</div>'
+    return f'<div class="turn {kind}" data-attempt="{attempt}">{words}</div>'
 
 
 def meter(usage: Usage, available: int | None, wanted: int) -> str:
