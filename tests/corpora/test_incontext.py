@@ -1,0 +1,145 @@
+"""What the in-context corpus must hold to prove anything: nothing of the test is ever trained."""
+
+import hashlib
+import io
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from corpora.document import TextSegment
+from corpora.incontext import episodes, pictures
+from corpora.incontext.build import SMALL, build_incontext
+from corpora.reader import Corpus
+from mllm.errors import UserError
+from mllm.stream.plan import open_plan
+from tokenizer.tokenizer import Tokenizer
+from tokenizer.train import train_tokenizer
+
+LATENTS = 1
+SAMPLE_TOKENS = 6  # a, space, three letters, </s>
+
+
+@pytest.fixture(scope="module")
+def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("incontext") / "corpus"
+    assert build_incontext(out, small=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    out = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer([corpus_dir / "train"], out, vocab_size=300, sample_bytes=1_000_000)
+    return Tokenizer(out)
+
+
+def documents(folder: Path):
+    corpus = Corpus(folder)
+    return [corpus.document(i) for i in range(len(corpus))]
+
+
+def pixels(data: bytes) -> str:
+    with Image.open(io.BytesIO(data)) as picture:
+        return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+def test_equal_settings_give_equal_bytes(corpus_dir: Path, tmp_path: Path) -> None:
+    build_incontext(tmp_path / "again", small=True)
+    files = sorted(p.relative_to(corpus_dir) for p in corpus_dir.rglob("*.tar"))
+    assert len(files) >= 5
+    for file in files:
+        assert (corpus_dir / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_a_corpus_that_stands_is_left_alone_and_another_is_refused(corpus_dir: Path) -> None:
+    assert not build_incontext(corpus_dir, small=True)
+    with pytest.raises(UserError, match="give another --out"):
+        build_incontext(corpus_dir)
+
+
+def test_no_word_class_or_picture_of_the_test_is_trained(corpus_dir: Path) -> None:
+    training = documents(corpus_dir / "train")
+    trained_words = {
+        word
+        for d in training
+        for s in d.segments
+        if isinstance(s, TextSegment)
+        for word in s.text.split()
+    }
+    trained_pictures = {pixels(d.images[0]) for d in training}
+    queries = documents(corpus_dir / "eval" / "incontext_test")
+    shots = documents(corpus_dir / "eval" / "incontext_support")
+    assert len(queries) == SMALL.trials and len(shots) == 8 * SMALL.trials
+    asked = {label for d in queries for label in d.meta["labels"]}
+    assert len(asked) > 4 and asked.isdisjoint(trained_words)
+    assert trained_pictures.isdisjoint({pixels(d.images[0]) for d in queries + shots})
+    trained = {
+        s.code
+        for e in episodes.training_episodes("train", SMALL.train_episodes, SMALL.train_classes)
+        for s in e
+    }
+    assert len(trained) > 30 and trained.isdisjoint(d.meta["class"] for d in queries + shots)
+
+
+def test_splits_share_no_class_and_no_word_at_full_size() -> None:
+    for one, other in combinations(episodes.SPLITS, 2):
+        assert set(episodes.words(one)).isdisjoint(episodes.words(other))
+        assert set(episodes.codes(one, 400)).isdisjoint(episodes.codes(other, 400))
+    patterns = {pictures.prototype(code).cells.tobytes() for code in episodes.codes("train", 400)}
+    assert len(patterns) == 400
+
+
+def test_a_class_looks_like_itself_and_no_two_pictures_are_equal() -> None:
+    """Nearest neighbour by raw pixels: far above chance, so pictures tell their class."""
+    codes = episodes.codes("test", 40)
+    shown = np.array(
+        [
+            [np.asarray(Image.open(io.BytesIO(pictures.draw(c, i)))) for i in range(3)]
+            for c in codes
+        ],
+        dtype=np.float32,
+    ).reshape(len(codes), 3, -1)
+    assert len({row.tobytes() for row in shown.reshape(-1, shown.shape[-1])}) == shown.shape[0] * 3
+    distances = ((shown[:, None, 0] - shown[None, :, 1]) ** 2).mean(-1)
+    assert (distances.argmin(1) == np.arange(len(codes))).mean() > 0.8  # chance is 1/40
+
+
+def test_labels_are_dealt_anew_in_every_episode() -> None:
+    bound: dict[int, set[str]] = {}
+    for episode in episodes.training_episodes("train", 400, 20):
+        here = {(shown.code, shown.label) for shown in episode}
+        assert len({code for code, _ in here}) == len({label for _, label in here}) == len(here)
+        assert len({(shown.code, shown.instance) for shown in episode}) == len(episode)
+        for code, label in here:
+            bound.setdefault(code, set()).add(label)
+    assert min(len(labels) for labels in bound.values()) > 20  # of some 60 episodes each
+
+
+def test_a_trial_shows_each_class_in_turn_and_asks_for_another_picture() -> None:
+    asked = []
+    for trial in episodes.trials("test", 200, 40):
+        for first in (0, 4):
+            assert {shown.label for shown in trial.shots[first : first + 4]} == set(trial.labels)
+        same = [shown for shown in trial.shots if shown.code == trial.query.code]
+        assert len(same) == 2 and all(shown.label == trial.query.label for shown in same)
+        assert trial.query.instance not in {shown.instance for shown in same}
+        asked.append(trial.labels.index(trial.query.label))
+    assert max(np.bincount(asked)) < 75  # of 200 over 4 places
+
+
+def test_a_joined_row_is_one_episode(corpus_dir: Path, tokenizer: Tokenizer) -> None:
+    """Every label takes as many tokens, those never trained too, and rows hold 9 samples each."""
+    for split in episodes.SPLITS:
+        for word in episodes.words(split):
+            ids = tokenizer.encode(f"{episodes.PROMPT} {word}")
+            assert len(ids) == SAMPLE_TOKENS - 1 and not any(map(tokenizer.is_byte, ids))
+    corpus = Corpus(corpus_dir / "train")
+    seq_len = 1 + episodes.EPISODE_SAMPLES * (LATENTS + 2 + SAMPLE_TOKENS)
+    _, plan = open_plan(corpus, tokenizer, seq_len=seq_len, num_latents=LATENTS, join_share=1.0)
+    assert plan.num_rows == SMALL.train_episodes and plan.num_padding == plan.num_cuts == 0
+    for row in range(plan.num_rows):
+        keys = [corpus.key(sample) for sample, _, _ in plan.pieces(row)]
+        assert keys == [f"{keys[0][:-2]}-{place}" for place in range(episodes.EPISODE_SAMPLES)]
