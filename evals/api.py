@@ -7,15 +7,61 @@ model answers `RankRequest`s and `GenerateRequest`s; it never sees a gold answer
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from corpora.document import ImageSegment, Segment, TextSegment
 from mllm.candidate import CandidateScore as CandidateScore
+from mllm.errors import UserError
 
 Separator = Literal["eos", "newline", "none"]
 Resize = Literal["crop", "squash"]
 SEPARATORS: tuple[Separator, ...] = ("eos", "newline", "none")
+
+
+class ImageFile(ImageSegment):
+    """A picture that is read from its file when it is looked at: a data set's worth of them fits
+    in memory."""
+
+    def __init__(self, path: Path) -> None:
+        object.__setattr__(self, "path", path)
+
+    path: Path
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """
+        Raises:
+            UserError: The file is missing or cannot be read.
+        """
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be read ({error.strerror}); put the picture there or pass "
+                f"--skip-missing"
+            ) from None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ImageFile) and other.path == self.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    def __repr__(self) -> str:
+        return f"ImageFile({str(self.path)!r})"
+
+
+def with_text(segments: tuple[Segment, ...], text: str) -> tuple[Segment, ...]:
+    """`segments` and then `text`, as one text with the last of them if that is text."""
+    if not text:
+        return segments
+    if segments and isinstance(segments[-1], TextSegment):
+        return (*segments[:-1], TextSegment(segments[-1].text + text))
+    return (*segments, TextSegment(text))
 
 
 @dataclass(frozen=True)
@@ -41,14 +87,25 @@ class Query:
 
 @dataclass(frozen=True)
 class Exemplar:
-    """A query of the support set with its answer shown."""
+    """A sample of the support set with its answer shown.
+
+    Args:
+        question: What is asked, as in a query.
+        answer: What stands after it, its joining space in front; the permuted control exchanges it.
+    """
 
     id: str
-    segments: tuple[Segment, ...]
+    question: tuple[Segment, ...]
+    answer: str = ""
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Question and answer; a text at the question's end and the answer are one text."""
+        return with_text(self.question, self.answer)
 
     @property
     def images(self) -> tuple[bytes, ...]:
-        return tuple(s.data for s in self.segments if isinstance(s, ImageSegment))
+        return tuple(s.data for s in self.question if isinstance(s, ImageSegment))
 
 
 @dataclass(frozen=True)
@@ -65,7 +122,12 @@ class Prompt:
 
     @property
     def num_images(self) -> int:
-        return sum(len(shot.images) for shot in self.shots) + len(self.query.images)
+        parts = (*(shot.question for shot in self.shots), self.query.segments)
+        return sum(isinstance(segment, ImageSegment) for part in parts for segment in part)
+
+    def with_query(self, segments: tuple[Segment, ...]) -> "Prompt":
+        """The same shots before other segments of the same query."""
+        return replace(self, query=replace(self.query, segments=segments))
 
     def sha(self) -> str:
         """16 hex digits over every text, picture and separator, in order."""
@@ -83,20 +145,50 @@ class Prompt:
 
 @dataclass(frozen=True)
 class RankRequest:
-    """Score each candidate after the prompt. A candidate brings its joining space."""
+    """Score each candidate after the prompt. A candidate brings its joining space.
+
+    Args:
+        is_conditioned: Whether each candidate is also scored after an empty prompt, which the norm
+            `uncond` subtracts.
+    """
 
     prompt: Prompt
     candidates: tuple[str, ...]
+    is_conditioned: bool = True
+
+
+@dataclass(frozen=True)
+class VariantRequest:
+    """Score a text after each of several endings of the prompt: one `CandidateScore` an ending.
+
+    What differs stands before the scored text: the option of a Winograd sentence, the picture of a
+    Raven puzzle.
+
+    Args:
+        endings: What follows the query's own segments.
+        texts: What is scored after each ending, its joining space in front.
+    """
+
+    prompt: Prompt
+    endings: tuple[tuple[Segment, ...], ...]
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Continue the prompt until `</s>` or `max_new_tokens`; `num_beams` 1 is greedy."""
+    """Continue the prompt until `</s>` or `max_new_tokens`; `num_beams` 1 is greedy.
+
+    Args:
+        no_repeat_ngram: No n-gram of this many tokens occurs twice in an answer; 0 for any.
+        choices: Where given, the answer is one of these texts, each with its joining space.
+    """
 
     prompt: Prompt
     max_new_tokens: int
     num_beams: int = 1
     length_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    choices: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +198,7 @@ class RollingRequest:
     prompt: Prompt
 
 
-Request = RankRequest | GenerateRequest | RollingRequest
+Request = RankRequest | VariantRequest | GenerateRequest | RollingRequest
 
 
 @dataclass(frozen=True)
@@ -143,11 +235,17 @@ class Model(Protocol):
     resize: Resize
     vocab_size: int
 
-    def loglikelihood(self, requests: Sequence[RankRequest]) -> list[list[CandidateScore]]: ...
+    def loglikelihood(
+        self, requests: Sequence[RankRequest | VariantRequest]
+    ) -> list[list[CandidateScore]]: ...
 
     def generate_until(self, requests: Sequence[GenerateRequest]) -> list[Generated]: ...
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[TextScore]: ...
+
+    def image_features(self, pictures: Sequence[bytes]) -> np.ndarray:
+        """float32 (N, D): the vision encoder's features of each picture, of length 1."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, without `<s>`; for lengths and for token baselines."""
@@ -229,9 +327,17 @@ class Task(ABC):
     @abstractmethod
     def request(self, prompt: Prompt) -> Request: ...
 
+    def follow_up(self, prompt: Prompt, responses: Sequence[Response]) -> Request | None:
+        """What is asked after these responses, such as the second stage of a chain of thought."""
+        return None
+
     @abstractmethod
-    def row(self, query: Query, response: Response) -> dict[str, Any]:
-        """`raw`, `answer`, `candidates`, `gold`, `score` and what the metric needs."""
+    def row(self, query: Query, responses: Sequence[Response]) -> dict[str, Any]:
+        """`raw`, `answer`, `candidates`, `gold`, `score` and what the metric needs.
+
+        Args:
+            responses: To `request` and to each `follow_up`, in order.
+        """
 
     @abstractmethod
     def measure(self, rows: list[dict[str, Any]]) -> Measured:
@@ -240,8 +346,11 @@ class Task(ABC):
     @abstractmethod
     def baselines(self, queries: list[Query], model: Model) -> Baselines: ...
 
-    def row_scores(self, rows: list[dict[str, Any]]) -> list[float]:
-        """The score of each row. Their mean by `row_weight` is the metric (a share, not %)."""
+    def row_scores(self, rows: list[dict[str, Any]]) -> list[float] | None:
+        """The score of each row. Their mean by `row_weight` is the metric (a share, not %).
+
+        None where the metric is no mean over rows, such as AUC.
+        """
         return [row["score"] for row in rows]
 
     def row_weight(self, row: dict[str, Any]) -> float:
@@ -252,6 +361,32 @@ class Task(ABC):
         where answers are open."""
         return query.id
 
+    def controls(self) -> "dict[str, Callable[[Prompt], Prompt]]":
+        """Further controls by name: what each does to a prompt."""
+        return {}
+
+    def permuted(self, prompt: Prompt, key: str) -> Prompt:
+        """The prompt with the shots' answers taken away from their pictures.
+
+        Each shot shows the answer of another sample of the support set, so that answers are as
+        frequent as before. A task whose answers have a meaning within one prompt alone overrides
+        this.
+
+        Args:
+            key: Decides the answers together with the shot's place.
+        """
+        support = self.support()
+        shots = []
+        for place, shot in enumerate(prompt.shots):
+            digest = hashlib.sha256(f"{key}\npermuted\n{place}".encode()).digest()
+            other = support.ids[int.from_bytes(digest[:8], "big") % len(support.ids)]
+            shots.append(replace(shot, answer=support.read(other).answer))
+        return replace(prompt, shots=tuple(shots))
+
+    def problems(self) -> dict[str, int]:
+        """What was left out of the data on the user's wish, by reason, for results.json."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Support:
@@ -260,8 +395,10 @@ class Support:
     Args:
         ids: Sorted, so that the order of shards changes nothing.
         fingerprint: Over ids and content.
+        label: The class that `--select balanced` evens out; None where that is the answer.
     """
 
     ids: tuple[str, ...]
     fingerprint: str
     read: Callable[[str], Exemplar]
+    label: Callable[[str], str] | None = None

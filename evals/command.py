@@ -1,31 +1,75 @@
-"""`mllm eval`: suites or tasks on an export, scores beside what chance and baselines say."""
+"""`mllm eval`: suites or tasks on an export, scores beside what chance and controls say."""
 
 import argparse
-import json
 import re
-import time
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from evals.api import SEPARATORS
-from evals.tasks import SPLIT_NAMES, SUITES, TASKS, suite_cells
+from evals.data import DEFAULT_DEMO_DIR, read_data_paths
+from evals.options import (
+    CONSTRAINTS,
+    LANGUAGE_STYLES,
+    MATCHES,
+    PROMPT_STYLES,
+    SHOWN_ANSWERS,
+    TaskOptions,
+)
+from evals.shots import HOWS
+from evals.tasks import SPLIT_NAMES, SUITES, TASKS, make_task
 from mllm.command import Parser, print_json, stdout_is_json
 from mllm.errors import UserError
-from mllm.files import write_json
 
-DEFAULT_DATA = "runs/demo/corpus"
-NO_SHOTS = ("zeroshot", "text_loss")
+NORMS = ("sum", "token", "char", "byte", "uncond")
+CONTROL_NAMES = ("blind", "no_picture", "permuted", "own")
 
 EXAMPLES = """examples:
   mllm eval demo --model runs/demo/export --out runs/demo/eval
   mllm eval zeroshot --model runs/demo/export --split development --out /tmp/tuning
   mllm eval naming --model runs/demo/export --shots 0,2,4 --seeds 0,1,2 --limit 100 --out /tmp/k
+  mllm eval vqav2 --model EXPORT --data coco=/data/coco --shots '0*,4' --workers 2 --out eval
+  torchrun --nproc-per-node 8 -m mllm.cli eval zeroshot --model EXPORT --data data.yaml --out eval
   mllm eval list
+  mllm eval score --task vqav2 --predictions answers.json --annotations val.json
+  mllm eval --harness lm_eval piqa --model EXPORT --out eval
 
 Rows are appended as they are done; the same command continues in the same --out."""
 
 
 def main(argv: list[str]) -> int:
+    if argv and argv[0] == "score":
+        from evals.score_command import main as score
+
+        return score(argv[1:])
+    if "--harness" in argv:
+        from evals.harness.command import main as harness
+
+        return harness(argv)
+    args = _parser().parse_args(argv)
+    args.argv = argv  # --workers runs it again
+    if args.suites == ["list"]:
+        return _list(args)
+    _check(args)
+    from evals.evaluate import evaluate
+
+    if args.json:
+        with stdout_is_json():
+            results = evaluate(args)
+        if results is not None:
+            print_json(results)
+        return 0
+    results = evaluate(args)
+    if results is not None:
+        from evals.table import print_scores
+
+        print_scores(results["cells"])
+        for line in results["left_out"]:
+            print(f"left out: {line}")
+        print(f"{args.out / 'results.json'}: {results['time_seconds']:.0f} s")
+    return 0
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="mllm eval",
         description="Zero-shot and few-shot evaluation with baselines and blind controls.",
@@ -33,147 +77,165 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("suites", nargs="+", metavar="SUITE", help="suites, tasks, or `list`")
     parser.add_argument("--model", type=Path, help="export folder")
-    parser.add_argument("--data", type=Path, default=Path(DEFAULT_DATA), help="demo corpus")
-    parser.add_argument("--out", type=Path, help="folder of samples.jsonl and results.json")
     parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="DIR|NAME=DIR|FILE.yaml",
+        help=f"demo corpus (default {DEFAULT_DEMO_DIR}), a data set's folder, or many in a YAML",
+    )
+    parser.add_argument("--out", type=Path, help="folder of samples.jsonl and results.json")
+    parser.add_argument("--json", action="store_true", help="print results.json on stdout")
+    parser.add_argument("--rescore", action="store_true", help="measure the rows of --out again")
+
+    which = parser.add_argument_group("which queries")
+    which.add_argument(
         "--split",
         choices=SPLIT_NAMES,
         default="final",
         help="naming and captions: tune on `development`, report `final` (default)",
     )
-    parser.add_argument("--shots", help="numbers of exemplars, such as 0,2,4")
-    parser.add_argument("--seeds", default="0,1,2", help="of the exemplars (default 0,1,2)")
-    parser.add_argument("--separator", choices=SEPARATORS, default="eos", help="between exemplars")
-    parser.add_argument("--batch-size", type=int, default=32, help="queries a batch (default 32)")
-    parser.add_argument("--limit", type=int, help="at most this many queries a cell, by id hash")
-    parser.add_argument("--full", action="store_true", help="all queries")
-    parser.add_argument("--no-blind", action="store_true", help="leave the blind controls out")
-    parser.add_argument("--json", action="store_true", help="print results.json on stdout")
-    args = parser.parse_args(argv)
-    if args.suites == ["list"]:
-        return _list(args)
-    _check(args)
-    if args.json:
-        with stdout_is_json():
-            results = evaluate(args)
-        print_json(results)
-        return 0
-    from evals.table import print_scores
+    which.add_argument("--limit", type=int, help="at most this many queries a cell, by id hash")
+    which.add_argument("--full", action="store_true", help="all queries")
+    which.add_argument(
+        "--skip-missing", action="store_true", help="leave out, and count, missing pictures"
+    )
 
-    results = evaluate(args)
-    print_scores(results["cells"])
-    print(f"{args.out / 'results.json'}: {results['time_seconds']:.0f} s")
-    return 0
+    shots = parser.add_argument_group("shots")
+    shots.add_argument("--shots", help="numbers of exemplars, such as 0,2,4; 0* for text alone")
+    shots.add_argument("--seeds", default="0,1,2", help="of the exemplars (default 0,1,2)")
+    shots.add_argument("--select", choices=HOWS, default="random", help="how they are chosen")
+    shots.add_argument("--shots-file", type=Path, help="exemplar ids of --select fixed")
+    shots.add_argument("--support", type=int, metavar="N", help="draw from N samples, by id hash")
+    shots.add_argument("--separator", choices=SEPARATORS, default="eos", help="between exemplars")
+    shots.add_argument("--shown-answer", choices=SHOWN_ANSWERS, default="majority", help="of ten")
+
+    asking = parser.add_argument_group("prompts and answers")
+    asking.add_argument("--prompt-style", choices=PROMPT_STYLES, default="kosmos")
+    asking.add_argument("--language-style", choices=LANGUAGE_STYLES, default="kosmos")
+    asking.add_argument("--norm", choices=NORMS, help="headline norm of ranking tasks")
+    asking.add_argument("--num-beams", type=int)
+    asking.add_argument("--max-new-tokens", type=int)
+    asking.add_argument("--length-penalty", type=float)
+    asking.add_argument("--no-repeat-ngram", type=int)
+    asking.add_argument("--stop", action="append", default=[], dest="stops", help="ends an answer")
+    asking.add_argument("--constraint", choices=CONSTRAINTS, default="trie", help="of names")
+    asking.add_argument("--okvqa-match", choices=MATCHES, default="raw")
+
+    running = parser.add_argument_group("running")
+    running.add_argument("--batch-size", type=int, default=32, help="queries a batch (default 32)")
+    running.add_argument("--workers", type=int, default=1, help="processes that share the queries")
+    running.add_argument(
+        "--controls",
+        default="blind,permuted,own",
+        help=f"of {','.join(CONTROL_NAMES)}, or none (default blind,permuted,own)",
+    )
+    return parser
 
 
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs every cell once, writing results.json after each; gives back what it holds.
+def task_options(args: argparse.Namespace) -> TaskOptions:
+    """The user's choices about tasks."""
+    chosen = {field.name: getattr(args, field.name) for field in fields(TaskOptions)}
+    return TaskOptions(**chosen | {"stops": tuple(args.stops)})
 
-    `is_complete` and `time_seconds` are of this command; cells of earlier ones on the same model
-    stay.
-    """
-    started = time.perf_counter()
-    shots = _numbers("--shots", args.shots) if args.shots is not None else None
-    specs = [spec for name in args.suites for spec in suite_cells(name, shots)]
-    specs = list(dict.fromkeys(specs))
-    # Opened before torch is, so that a missing corpus is said at once.
-    tasks = {spec.task: TASKS[spec.task][0](args.data, args.split) for spec in specs}
-    from evals.exported import ExportedModel
-    from evals.run import CellOptions, run_cell, versions
 
-    model = ExportedModel(args.model)
-    results: dict[str, Any] = {
-        "model": str(args.model),
-        "model_fingerprint": model.fingerprint,
-        "data": str(args.data),
-        "versions": versions(),
-        "time_seconds": 0.0,
-        "is_complete": False,
-        "cells": [],
-    }
-    cells = _earlier_cells(args.out / "results.json", model.fingerprint)
-    for spec in specs:
-        options = CellOptions(
-            num_shots=spec.num_shots,
-            seeds=_numbers("--seeds", args.seeds),
-            limit=None if args.full else args.limit or spec.limit,
-            separator=args.separator,
-            batch_size=args.batch_size,
-            is_blind=not args.no_blind,
+def shot_labels(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """`--shots` as labels: numbers, or `0*`."""
+    if args.shots is None:
+        return None
+    if not re.fullmatch(r"(\d+|0\*)(,(\d+|0\*))*", args.shots):
+        raise UserError(
+            f"--shots {args.shots}: expected numbers divided by commas, such as 0,2,4; 0* stands "
+            f"for two shots without their pictures"
         )
-        cell = run_cell(tasks[spec.task], model, options, args.out)
-        cells[_cell_key(cell)] = cell
-        results["cells"] = list(cells.values())
-        results["is_complete"] = spec == specs[-1]
-        results["time_seconds"] = round(time.perf_counter() - started, 1)
-        write_json(args.out / "results.json", results)
-    return results
+    return _distinct("--shots", args.shots)
 
 
-def _cell_key(cell: dict[str, Any]) -> tuple[str, str, int]:
-    return cell["suite"], cell["split"], cell["num_shots"]
+def seeds(args: argparse.Namespace) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*", args.seeds):
+        raise UserError(f"--seeds {args.seeds}: expected numbers divided by commas, such as 0,1,2")
+    return tuple(int(part) for part in _distinct("--seeds", args.seeds))
 
 
-def _earlier_cells(
-    path: Path, model_fingerprint: str
-) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """What an earlier command on the same model left in the same --out."""
-    if not path.exists():
-        return {}
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not readable JSON ({error}); remove it") from error
-    if results.get("model_fingerprint") != model_fingerprint:
-        return {}
-    return {_cell_key(cell): cell for cell in results["cells"]}
+def controls(args: argparse.Namespace) -> tuple[str, ...]:
+    if args.controls == "none":
+        return ()
+    names = _distinct("--controls", args.controls)
+    for name in names:
+        if name not in CONTROL_NAMES:
+            raise UserError(
+                f"--controls {args.controls}: no control {name!r}; one of "
+                f"{', '.join(CONTROL_NAMES)}, or none"
+            )
+    return names
+
+
+def _distinct(flag: str, text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    if len(set(parts)) < len(parts):
+        raise UserError(f"{flag} {text}: names one twice")
+    return parts
 
 
 def _check(args: argparse.Namespace) -> None:
     """Refuses what cannot be meant before anything is loaded or written."""
+    labels = shot_labels(args)
     for name in args.suites:
         if name not in SUITES and name not in TASKS:
             known = ", ".join([*SUITES, *TASKS])
             raise UserError(f"no suite or task {name!r}; one of {known}; see `mllm eval list`")
-        if name in NO_SHOTS and args.shots is not None and args.shots != "0":
+        takes_none = name == "zeroshot" or (name in TASKS and not TASKS[name].takes_shots)
+        if takes_none and labels not in (None, ("0",)):
             raise UserError(f"--shots {args.shots}: {name} is run without shots; leave --shots out")
-    for flag in ("model", "out"):
-        if getattr(args, flag) is None:
-            raise UserError(f"--{flag} is missing; see `mllm eval --help` for examples")
-    if not args.model.is_dir():
+    if args.model is None and not args.rescore:
+        raise UserError("--model is missing; see `mllm eval --help` for examples")
+    if args.out is None:
+        raise UserError("--out is missing; see `mllm eval --help` for examples")
+    if args.model is not None and not args.model.is_dir():
         raise UserError(f"--model {args.model}: no such folder; write one with `mllm export`")
-    for flag, value in (("--limit", args.limit), ("--batch-size", args.batch_size)):
+    for flag in ("limit", "batch_size", "workers", "support", "num_beams", "max_new_tokens"):
+        value = getattr(args, flag)
         if value is not None and value < 1:
-            raise UserError(f"{flag} {value}: must be at least 1")
+            raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
     if args.full and args.limit is not None:
         raise UserError("--full and --limit exclude each other; drop one")
-    if args.shots is not None:
-        _numbers("--shots", args.shots)
-    _numbers("--seeds", args.seeds)
-
-
-def _numbers(flag: str, text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise UserError(f"{flag} {text}: expected numbers divided by commas, such as 0,2,4")
-    numbers = tuple(int(part) for part in text.split(","))
-    if len(set(numbers)) < len(numbers):
-        raise UserError(f"{flag} {text}: names a number twice")
-    return numbers
+    if (args.select == "fixed") != (args.shots_file is not None):
+        raise UserError("--select fixed and --shots-file FILE belong together; give both")
+    seeds(args)
+    controls(args)
 
 
 def _list(args: argparse.Namespace) -> int:
-    """What there is, and whether its data is."""
-    rows = [{"name": name, "about": about, "state": ""} for name, about in SUITES.items()]
-    for name, (make, about) in TASKS.items():
+    """What there is, what it reads, where that comes from, and whether it is there."""
+    paths = read_data_paths(args.data, _data_names())
+    options = task_options(args)
+    rows = []
+    for name, info in TASKS.items():
         try:
-            make(args.data, args.split)
+            make_task(name, paths, options)
             state = "ready"
         except UserError as error:
-            state = f"missing: {str(error).split(':')[0]}"
-        rows.append({"name": name, "about": about, "state": state})
+            folder = paths.find(name, info.data)
+            reason = str(error).split(":")[0] if folder else f"--data {info.data}=DIR"
+            state = f"missing: {reason}"
+        rows.append(
+            {
+                "name": name,
+                "about": info.about,
+                "data": info.data,
+                "files": info.files,
+                "source": info.source,
+                "state": state,
+            }
+        )
     if args.json:
-        print_json({"suites": rows})
+        print_json({"suites": [{"name": n, "about": a} for n, a in SUITES.items()], "tasks": rows})
         return 0
-    for row in rows:
-        print(f"{row['name']:10} {row['about']}" + (f" [{row['state']}]" if row["state"] else ""))
+    from evals.table import print_tasks
+
+    print_tasks(SUITES, rows)
     return 0
+
+
+def _data_names() -> set[str]:
+    return {*TASKS, *(info.data for info in TASKS.values())}

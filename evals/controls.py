@@ -1,34 +1,47 @@
-"""What a score is held against: the same prompts with another picture, and models that are none.
+"""The same prompts with something taken away that an honest score needs.
 
-* Blind control: the queries' pictures are exchanged; shots stay. A score that does not drop is a
-  language prior.
-* Pixel neighbour: the nearest training picture, by raw pixels at the model's image size.
-* Unigram: token frequencies of the training text.
-* Question only: the commonest training answer to the same question.
+* blind: the queries' pictures are exchanged; shots stay. A score that does not drop is a language
+  prior.
+* no picture: the query's pictures are removed, its text stays.
+* permuted: the shots' answers are taken away from their pictures. A score that does not drop did
+  not come from the mapping that the shots show.
 """
 
 import hashlib
-import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from corpora.document import ImageSegment
-from corpora.reader import Corpus
-from evals.api import Query, Resize
-from evals.shots import picture_hash
+from evals.api import Prompt, Query, Task
+from evals.shots import picture_hash, without_pictures
 
-NEIGHBOUR_CHUNK = 512  # training pictures compared at once: 25 MB of float32 at 64 px
+
+def blinded(
+    prompts: Sequence[Prompt], gold_class: Callable[[Query], str], seed: int
+) -> list[Prompt] | None:
+    """The prompts with another query's pictures; None where the pictures allow no exchange."""
+    donors = derange([prompt.query for prompt in prompts], gold_class, seed)
+    if donors is None:
+        return None
+    return [replace(p, query=with_pictures_of(p.query, donors[p.query.id])) for p in prompts]
+
+
+def unpictured(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts without the query's pictures."""
+    return [prompt.with_query(without_pictures(prompt.query.segments)) for prompt in prompts]
+
+
+def permuted(prompts: Sequence[Prompt], task: Task, seed: int) -> list[Prompt]:
+    """The prompts whose shots show other answers, by `Task.permuted`."""
+    return [task.permuted(prompt, f"{seed}\n{prompt.query.id}") for prompt in prompts]
 
 
 def derange(
     queries: Sequence[Query], gold_class: Callable[[Query], str], seed: int
 ) -> dict[str, Query] | None:
-    """Gives every query the pictures of a donor with another picture and another class.
+    """Gives every query the pictures of a donor with as many pictures, but others, and of another
+    class.
 
     Args:
         queries: The queries of a cell; every donor is one of them and gives once.
@@ -39,7 +52,21 @@ def derange(
         Query id to its donor, or None where no exchange was found (one picture or one class only,
         or more than half of the queries alike).
     """
+    by_number = defaultdict(list)
+    for query in queries:
+        by_number[len(query.images)].append(query)
+    donors: dict[str, Query] = {}
+    for group in by_number.values():
+        found = _derange(group, gold_class, seed)
+        if found is None:
+            return None
+        donors |= found
+    return donors
 
+
+def _derange(
+    queries: Sequence[Query], gold_class: Callable[[Query], str], seed: int
+) -> dict[str, Query] | None:
     def mixed(text: str) -> bytes:
         return hashlib.sha256(f"{seed}\n{text}".encode()).digest()
 
@@ -72,118 +99,9 @@ def with_pictures_of(query: Query, donor: Query) -> Query:
         raise ValueError(
             f"{query.id} has {len(query.images)} pictures, its donor {donor.id} {len(donor.images)}"
         )
-    pictures = iter(donor.images)
+    pictures = (segment for segment in donor.segments if isinstance(segment, ImageSegment))
     segments = tuple(
-        ImageSegment(next(pictures)) if isinstance(segment, ImageSegment) else segment
+        next(pictures) if isinstance(segment, ImageSegment) else segment
         for segment in query.segments
     )
     return replace(query, segments=segments)
-
-
-# ----------------------------------------------------------------------------------------------
-# Pixel neighbour
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Training pictures with their names.
-
-    Args:
-        pixels: uint8 (N, 3 * S * S).
-        metas: Each picture's meta, with `answer` and `captions`.
-    """
-
-    pixels: np.ndarray
-    metas: tuple[dict, ...]
-
-
-@lru_cache(maxsize=2)
-def read_gallery(corpus_dir: Path, size: int, resize: Resize) -> Gallery:
-    """All pictures of a support corpus at the model's image size (cells share it)."""
-    corpus = Corpus(corpus_dir)
-    documents = [corpus.document(i) for i in range(len(corpus))]
-    pixels = np.stack([flat_pixels(document.images[0], size, resize) for document in documents])
-    return Gallery(pixels, tuple(document.meta for document in documents))
-
-
-def flat_pixels(data: bytes, size: int, resize: Resize) -> np.ndarray:
-    """uint8 (3 * S * S) by the one function that every picture goes through."""
-    from mllm.images import open_picture, to_pixels  # imports torch, which `list` can do without
-
-    return to_pixels(open_picture(data), size, resize).reshape(-1)
-
-
-def pixel_distances(pictures: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances of pixels in 0..1.
-
-    Args:
-        pictures: uint8 (Q, 3 * S * S).
-        gallery: uint8 (N, 3 * S * S).
-
-    Returns:
-        float32 (Q, N)
-    """
-    asked = pictures.astype(np.float32) / 255
-    asked_norms = (asked**2).sum(axis=1)
-    distances = np.empty((len(pictures), len(gallery)), np.float32)
-    for start in range(0, len(gallery), NEIGHBOUR_CHUNK):
-        known = gallery[start : start + NEIGHBOUR_CHUNK].astype(np.float32) / 255
-        norms = asked_norms[:, None] + (known**2).sum(axis=1)
-        distances[:, start : start + len(known)] = norms - 2 * asked @ known.T
-    return distances
-
-
-def neighbour_choices(
-    distances: np.ndarray, answers: Sequence[str], candidates: Sequence[Sequence[str]]
-) -> list[int | None]:
-    """For each query the candidate whose nearest training picture is nearest; first on ties.
-
-    Args:
-        distances: float32 (Q, N).
-        answers: N names of the training pictures.
-        candidates: Q candidate lists. A candidate without a training picture is never chosen.
-
-    Returns:
-        Q indices; None where no candidate has a training picture.
-    """
-    positions = defaultdict(list)
-    for i, answer in enumerate(answers):
-        positions[answer].append(i)
-    choices: list[int | None] = []
-    for row, names in zip(distances, candidates, strict=True):
-        nearest = [min((row[i] for i in positions[name]), default=math.inf) for name in names]
-        best = min(nearest)
-        choices.append(None if best == math.inf else nearest.index(best))
-    return choices
-
-
-# ----------------------------------------------------------------------------------------------
-# Text-only baselines
-
-
-def unigram_log_probs(token_ids: Iterable[Sequence[int]], vocab_size: int) -> np.ndarray:
-    """float64 (V,): log frequencies of tokens over training texts, each counted once more."""
-    counts = np.ones(vocab_size)
-    for ids in token_ids:
-        counts += np.bincount(ids, minlength=vocab_size)
-    return np.log(counts / counts.sum())
-
-
-def commonest(answers: Iterable[str]) -> str:
-    """The commonest string; the first in the alphabet on ties."""
-    counts = Counter(answers)
-    return min(counts, key=lambda answer: (-counts[answer], answer))
-
-
-def question_only(pairs: Iterable[tuple[str, str]]) -> Callable[[str], str]:
-    """Answers a question by its commonest training answer, a new question by the commonest of all.
-
-    Args:
-        pairs: (question, answer) of the training split.
-    """
-    by_question = defaultdict(list)
-    for question, answer in pairs:
-        by_question[question].append(answer)
-    fallback = commonest(answer for answers in by_question.values() for answer in answers)
-    best = {question: commonest(answers) for question, answers in by_question.items()}
-    return lambda question: best.get(question, fallback)

@@ -3,10 +3,14 @@
 Candidate scoring with prefix reuse is `mllm.ranking`; decoding is `transformers`' `generate`.
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig
 
@@ -17,9 +21,13 @@ from evals.api import (
     GenerateRequest,
     Prompt,
     RankRequest,
+    Segment,
     TextScore,
+    VariantRequest,
+    with_text,
 )
-from mllm.hf.folder import model_fingerprint
+from evals.trie import Trie, constrain
+from mllm.hf.folder import MARKER, model_fingerprint
 from mllm.hf.load import load_export
 from mllm.hf.processing_mllm import END_OF_DOCUMENT, PromptSegment
 from mllm.ranking import Segment as RankingSegment
@@ -43,6 +51,7 @@ class ExportedModel:
         self.model, self.processor = load_export(model_dir, device)
         self.device, self.dtype = self.model.device.type, str(self.model.dtype)
         self.fingerprint = model_fingerprint(model_dir)
+        self._record = _record(model_dir)
         self.seq_len: int = self.model.config.seq_len
         self.max_positions: int | None = self.model.config.max_positions
         self.num_latents: int = self.processor.num_latents
@@ -51,15 +60,59 @@ class ExportedModel:
         self.vocab_size: int = self.model.config.vocab_size
         self.encode = lru_cache(maxsize=65536)(self.processor.tokenizer.encode_text)
 
-    def loglikelihood(self, requests: Sequence[RankRequest]) -> list[list[CandidateScore]]:
-        """Each request's candidates scored after its prompt, pictures and prompt computed once."""
-        return rank_candidates(
+    @property
+    def has_joined_rows(self) -> bool | None:
+        """Whether training had rows joined by `</s>`; None where the export does not say."""
+        return self._record.get("has_joined_rows")
+
+    def loglikelihood(
+        self, requests: Sequence[RankRequest | VariantRequest]
+    ) -> list[list[CandidateScore]]:
+        """Each request's candidates scored after its prompt, pictures and prompt computed once.
+
+        Endings of a `VariantRequest` are prompts of their own. All requests are of one kind.
+        """
+        if isinstance(requests[0], VariantRequest):
+            return self._rank_variants(requests)  # type: ignore[arg-type]
+        ranked = rank_candidates(
             self.model,
             self.processor,
             [flatten(request.prompt) for request in requests],
-            [list(request.candidates) for request in requests],
+            [list(request.candidates) for request in requests],  # type: ignore[union-attr]
             batch_size=len(requests),
         )
+        if not requests[0].is_conditioned:  # type: ignore[union-attr]
+            return ranked
+        return [
+            [replace(score, ll_uncond=self._unconditional(score.text)) for score in scores]
+            for scores in ranked
+        ]
+
+    def _rank_variants(self, requests: Sequence[VariantRequest]) -> list[list[CandidateScore]]:
+        prompts, texts = [], []
+        for request in requests:
+            for ending, text in zip(request.endings, request.texts, strict=True):
+                segments = joined(request.prompt.query.segments, ending)
+                prompts.append(flatten(request.prompt.with_query(segments)))
+                texts.append([text])
+        size = max(len(request.texts) for request in requests)
+        scored = rank_candidates(self.model, self.processor, prompts, texts, batch_size=size)
+        found = iter(score for (score,) in scored)
+        return [[next(found) for _ in request.texts] for request in requests]
+
+    @lru_cache(maxsize=65536)  # noqa: B019 (one model a process)
+    def _unconditional(self, candidate: str) -> float:
+        """Log-likelihood after an empty prompt. Alone in its batch: it depends on nothing else."""
+        ((score,),) = rank_candidates(self.model, self.processor, [[]], [[candidate]], batch_size=1)
+        return score.ll
+
+    @torch.inference_mode()
+    def image_features(self, pictures: Sequence[bytes]) -> np.ndarray:
+        """float32 (N, D): mean of the patch features, of length 1."""
+        inputs = self.processor.image_processor(list(pictures), return_tensors="pt")
+        pixels = inputs["pixel_values"].to(self.model.device)
+        features = self.model.model.vision(pixels).float().mean(dim=1)  # (N, D)
+        return torch.nn.functional.normalize(features, dim=1).cpu().numpy()
 
     @torch.inference_mode()
     def generate_until(self, requests: Sequence[GenerateRequest]) -> list[Generated]:
@@ -68,6 +121,7 @@ class ExportedModel:
         inputs = self.processor.from_segments(
             [plain(request.prompt) for request in requests], padding_side="left"
         ).to(self.model.device)
+        prompt_length = inputs["input_ids"].shape[1]
         config = GenerationConfig.from_dict(
             {
                 **self.model.generation_config.to_diff_dict(),
@@ -75,11 +129,21 @@ class ExportedModel:
                 "num_beams": first.num_beams,
                 "length_penalty": first.length_penalty,
                 "max_new_tokens": first.max_new_tokens,
+                "no_repeat_ngram_size": first.no_repeat_ngram,
             }
         )
-        rows = self.model.generate(**inputs, generation_config=config)  # type: ignore[misc]
-        answers = rows[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self._generated(token_ids) for token_ids in answers]
+        allowed = None
+        if first.choices is not None:
+            tries = [self._trie(request.choices) for request in requests]
+            allowed = constrain(tries, prompt_length)
+        rows = self.model.generate(  # type: ignore[misc]
+            **inputs, generation_config=config, prefix_allowed_tokens_fn=allowed
+        )
+        return [self._generated(token_ids) for token_ids in rows[:, prompt_length:].tolist()]
+
+    @lru_cache(maxsize=16)  # noqa: B019 (one model a process)
+    def _trie(self, choices: tuple[str, ...]) -> Trie:
+        return Trie([self.encode(choice) for choice in choices])
 
     def _generated(self, token_ids: list[int]) -> Generated:
         is_capped = EOS_ID not in token_ids
@@ -147,6 +211,22 @@ class ExportedModel:
             logits.transpose(1, 2), targets, reduction="none"
         )  # (B, T)
         return (lls * mask).double().sum(dim=1).tolist()
+
+
+def _record(model_dir: Path) -> dict[str, Any]:
+    """What the export says about itself; empty where it says nothing."""
+    path = model_dir / MARKER
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def joined(segments: tuple[Segment, ...], ending: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """Both, in which a text that goes on is one text."""
+    for segment in ending:
+        if isinstance(segment, TextSegment):
+            segments = with_text(segments, segment.text)
+        else:
+            segments = (*segments, segment)
+    return segments
 
 
 def flatten(prompt: Prompt) -> list[RankingSegment]:

@@ -1,6 +1,6 @@
 """A cell of the score table: ask every query, append its row, measure once over all rows."""
 
-import json
+import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from corpora.document import ImageSegment
 from evals.api import (
     Baselines,
     GenerateRequest,
@@ -17,20 +18,27 @@ from evals.api import (
     Prompt,
     Query,
     RankRequest,
+    Request,
     Response,
     Separator,
     Task,
     TextScore,
+    VariantRequest,
 )
-from evals.controls import derange, with_pictures_of
-from evals.scoring import mean_se, ratio_se
+from evals.controls import blinded, permuted, unpictured
+from evals.likeness import rank_by_image, rank_by_text
+from evals.rows import Row, Share, append, clusters, gather, read_settings, resume, whole_rows
 from evals.select import select
-from evals.shots import build_prompts, check_budget, num_positions
+from evals.shots import Rank, Selection, build_prompts, check_budget, limited, num_positions
+from evals.uncertainty import deviation, mean_se, ratio_se
+from mllm import dist
 from mllm.command import progress
 from mllm.errors import UserError
 from mllm.files import fingerprint, write_json
 
 VERSIONED = ("torch", "transformers", "numpy", "pillow", "sentencepiece")
+CONTROLS = ("blind", "no_picture", "permuted", "own")
+TEXTUAL_SHOTS = 2  # of `0*`: shots without their pictures
 
 
 @dataclass(frozen=True)
@@ -39,19 +47,41 @@ class CellOptions:
 
     Args:
         num_shots: k.
+        is_textual: `0*`: two shots whose pictures are removed; k is then 0.
         seeds: Of the shots; without shots only the first is run.
         limit: At most this many queries by id hash; None for all.
         separator: Between shots.
+        selection: How shots are chosen.
         batch_size: Requests a batch, in the order of query ids.
-        is_blind: Whether the blind control runs too (first seed).
+        controls: Which of CONTROLS run too (first seed); `own` are the task's.
+        share: The batches that this process asks.
+        is_measured: Whether this process measures; one that only asks gives no cell back.
     """
 
     num_shots: int
+    is_textual: bool = False
     seeds: tuple[int, ...] = (0,)
     limit: int | None = None
     separator: Separator = "eos"
+    selection: Selection = Selection()  # noqa: RUF009 (frozen)
     batch_size: int = 32
-    is_blind: bool = True
+    controls: tuple[str, ...] = ("blind", "permuted", "own")
+    share: Share = Share()  # noqa: RUF009 (frozen)
+    is_measured: bool = True
+
+    @property
+    def shown(self) -> int:
+        """Exemplars in a prompt."""
+        return TEXTUAL_SHOTS if self.is_textual else self.num_shots
+
+    @property
+    def label(self) -> str:
+        """k as it is written: `0*` is not `0`."""
+        return f"{self.num_shots}*" if self.is_textual else str(self.num_shots)
+
+    @property
+    def folder(self) -> str:
+        return f"k{self.num_shots}" + ("star" if self.is_textual else "")
 
 
 def versions() -> dict[str, str]:
@@ -59,11 +89,13 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in VERSIONED}
 
 
-def run_cell(task: Task, model: Model, options: CellOptions, out_dir: Path) -> dict[str, Any]:
-    """Runs or resumes one cell and gives its entry of results.json.
+def run_cell(
+    task: Task, model: Model, options: CellOptions, out_dir: Path
+) -> dict[str, Any] | None:
+    """Runs or resumes one cell and gives its entry of results.json; None if not `is_measured`.
 
-    Rows go to `out_dir/{task}_{split}/k{K}/seed{S}/samples.jsonl`, those of the blind control to
-    `.../seed{S}/blind/samples.jsonl`.
+    Rows go to `out_dir/{task}_{split}/k{K}/seed{S}/samples.jsonl`, those of a control to
+    `.../seed{S}/{control}/samples.jsonl`.
 
     Raises:
         UserError: Prompts that do not fit the model, or rows of other settings in `out_dir`.
@@ -71,198 +103,306 @@ def run_cell(task: Task, model: Model, options: CellOptions, out_dir: Path) -> d
     queries = [task.query(query_id) for query_id in select(task.ids(), options.limit)]
     if not queries:
         raise UserError(f"{task.folder}: no queries; check --data and --limit")
-    seeds = options.seeds if options.num_shots > 0 else options.seeds[:1]
-    prompts = {seed: _prompts(task, queries, options, seed) for seed in seeds}
-    if task.has_images:
-        for seed in seeds:
-            lengths = [_answer_tokens(task, prompt, model) for prompt in prompts[seed]]
-            check_budget(prompts[seed], lengths, model)
-    settings = _settings(task, model, queries, options)
-    baselines = task.baselines(queries, model)  # before asking, so that missing data shows
-    folder = out_dir / task.folder / f"k{options.num_shots}"
-    rows, per_seed = {}, []
+    seeds = options.seeds if options.shown > 0 else options.seeds[:1]
+    rank = _rank(task, model, options, out_dir)
+    prompts = {seed: _prompts(task, queries, options, seed, rank) for seed in seeds}
     for seed in seeds:
-        seed_dir = folder / f"seed{seed}"
-        label = f"{task.folder} k={options.num_shots} seed {seed}"
-        rows[seed] = collect(
-            task, model, prompts[seed], seed_dir, settings | {"seed": seed}, options, label
-        )
-        measured = task.measure(rows[seed])
-        per_seed.append(
-            {
-                "seed": seed,
-                **_numbers(measured, len(rows[seed])),
-                "extra": measured.extra,
-                "samples": str((seed_dir / "samples.jsonl").relative_to(out_dir)),
-            }
-        )
-    blind = None
-    if task.has_images and options.is_blind:
-        blind = _blind(task, model, prompts[seeds[0]], folder, settings, seeds[0], options)
-    extra = per_seed[0]["extra"]
-    if options.num_shots > 0:
-        ids = [query.id for query in queries]
-        extra = extra | _zero_shot(task, settings, ids, folder.parent / "k0" / f"seed{seeds[0]}")
-    scores = [entry["score"] for entry in per_seed]
-    score, se = sum(scores) / len(scores), _pooled_se(rows, per_seed, task)
-    asked_ms = sum(row["ms"] for seed in seeds for row in rows[seed])
-    return {
-        "suite": task.name,
-        "split": task.split,
-        "num_shots": options.num_shots,
-        "metric": task.metric,
-        "unit": task.unit,
-        "is_higher_better": task.is_higher_better,
-        "score": _rounded(score),
-        "se": _rounded(se),
-        "n": len(queries),
-        "chance": _rounded(baselines.chance),
-        "majority": _rounded(baselines.majority),
-        "baselines": {name: _rounded(value) for name, value in baselines.others.items()},
-        "baseline_notes": baselines.notes,
-        "verdicts": _verdicts(task, rows, score, se, baselines),
-        "blind": blind,
-        "seed_sd": _rounded(_deviation(scores)),
-        "per_seed": per_seed,
-        "extra": extra,
-        "seconds": round((asked_ms + (blind or {"ms": 0})["ms"]) / 1000, 1),
-        "settings": settings,
+        lengths = [_answer_positions(task.request(prompt), model) for prompt in prompts[seed]]
+        check_budget(prompts[seed], lengths, model)
+    settings = _settings(task, model, queries, options)
+    # Before asking, so that missing data shows.
+    baselines = task.baselines(queries, model) if options.is_measured else Baselines()
+    folder = out_dir / task.folder / options.folder
+    cell = _Cell(task, model, options, settings, folder)
+    rows = {seed: cell.collect(prompts[seed], seed) for seed in seeds}
+    controls = {
+        name: cell.collect(changed, seeds[0], name)
+        for name, changed in _controlled(task, prompts[seeds[0]], seeds[0], options).items()
     }
+    if not options.is_measured:
+        return None
+    return _summary(cell, out_dir, queries, rows, controls, baselines)
 
 
-def collect(
-    task: Task,
-    model: Model,
-    prompts: Sequence[Prompt],
-    folder: Path,
-    settings: dict[str, Any],
-    options: CellOptions,
-    label: str,
-) -> list[dict[str, Any]]:
-    """All rows of one run in the order of `prompts`, asking only for those not yet on disk.
+@dataclass(frozen=True)
+class _Cell:
+    """What every run of a cell has in common: shots of each seed, then the controls."""
 
-    Batches are formed over all prompts before any is skipped, so that a resumed run asks in the
-    same batches and gets the same numbers.
+    task: Task
+    model: Model
+    options: CellOptions
+    settings: dict[str, Any]
+    folder: Path
 
-    Raises:
-        UserError: `folder` holds rows of other settings, or rows that do not belong.
-    """
-    path = folder / "samples.jsonl"
-    done = _resume(folder, settings, [prompt.query.id for prompt in prompts])
-    size = options.batch_size
-    batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-    with open(path, "a", encoding="utf-8") as file:
-        for batch in progress(batches, label):
+    def run_dir(self, seed: int, control: str | None = None) -> Path:
+        folder = self.folder / f"seed{seed}"
+        return folder / control if control else folder
+
+    def collect(
+        self, prompts: Sequence[Prompt], seed: int, control: str | None = None
+    ) -> list[Row]:
+        """All rows of one run in the order of `prompts`, asking only for those not yet on disk.
+
+        Batches are formed over all prompts before any is skipped or dealt out, so that a resumed
+        run and another number of ranks ask in the same batches and get the same numbers. A process
+        that only asks gets its own rows back.
+        """
+        task, share = self.task, self.options.share
+        folder = self.run_dir(seed, control)
+        settings = self.settings | {"seed": seed} | ({"control": control} if control else {})
+        ids = [prompt.query.id for prompt in prompts]
+        if prompts[0].shots and not control and share.rank == 0:
+            shown = {p.query.id: [shot.id for shot in p.shots] for p in prompts}
+            write_json(folder / "shots.json", shown)
+        done = resume(folder, settings, ids, share)
+        size = self.options.batch_size
+        batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        mine = [batch for place, batch in enumerate(batches) if share.has(place)]
+        label = f"{task.folder} k={self.options.label} {control or f'seed {seed}'}"
+        for batch in progress(mine, label):
             if all(prompt.query.id in done for prompt in batch):
                 continue
             started = time.perf_counter()
-            responses = ask(task, model, batch)
+            answers = ask(task, self.model, batch)
             ms = round(1000 * (time.perf_counter() - started) / len(batch), 2)
-            for prompt, response in zip(batch, responses, strict=True):
-                if prompt.query.id in done:
-                    continue
-                row = {
-                    "id": prompt.query.id,
-                    "corpus": task.corpus_name,
-                    "shots": [shot.id for shot in prompt.shots],
-                    "prompt_sha": prompt.sha(),
-                    "n_prompt_tokens": num_positions(prompt, model),
-                    "n_images": prompt.num_images,
-                    **task.row(prompt.query, response),
-                    "ms": ms,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                done[prompt.query.id] = row
-            file.flush()
-    return [done[prompt.query.id] for prompt in prompts]
+            new = [
+                _row(task, self.model, prompt, responses, ms)
+                for prompt, responses in zip(batch, answers, strict=True)
+                if prompt.query.id not in done
+            ]
+            append(share.file(folder), new)
+            done |= {row["id"]: row for row in new}
+        dist.barrier()
+        if not self.options.is_measured:
+            return [done[query_id] for query_id in ids if query_id in done]
+        return gather(folder, ids)
 
 
-def ask(task: Task, model: Model, batch: Sequence[Prompt]) -> Sequence[Response]:
-    """One batch through the door that its kind of request needs."""
-    requests = [task.request(prompt) for prompt in batch]
-    if isinstance(requests[0], RankRequest):
+def _row(task: Task, model: Model, prompt: Prompt, responses: Sequence[Response], ms: float) -> Row:
+    pictures = prompt.query.images
+    return {
+        "id": prompt.query.id,
+        "corpus": task.corpus_name,
+        "shots": [shot.id for shot in prompt.shots],
+        "prompt_sha": prompt.sha(),
+        # Standard errors are clustered by it.
+        "pictures": _digest(pictures) if pictures else None,
+        "n_prompt_tokens": num_positions(prompt, model),
+        "n_images": prompt.num_images,
+        **task.row(prompt.query, responses),
+        "ms": ms,
+    }
+
+
+def _digest(pictures: Sequence[bytes]) -> str:
+    return fingerprint([hashlib.sha256(data).hexdigest() for data in pictures])
+
+
+def ask(task: Task, model: Model, batch: Sequence[Prompt]) -> list[list[Response]]:
+    """Each prompt's responses: to its request, then to every follow-up, stage by stage."""
+    answers: list[list[Response]] = [[] for _ in batch]
+    requests: list[Request | None] = [task.request(prompt) for prompt in batch]
+    while any(request is not None for request in requests):
+        places = [i for i, request in enumerate(requests) if request is not None]
+        asked = _through_the_door(model, [requests[i] for i in places])  # type: ignore[misc]
+        for i, response in zip(places, asked, strict=True):
+            answers[i].append(response)
+        requests = [
+            task.follow_up(prompt, responses) if request is not None else None
+            for prompt, responses, request in zip(batch, answers, requests, strict=True)
+        ]
+    return answers
+
+
+def _through_the_door(model: Model, requests: list[Request]) -> Sequence[Response]:
+    first = requests[0]
+    if isinstance(first, RankRequest | VariantRequest):
         return model.loglikelihood(requests)  # type: ignore[arg-type]
-    if isinstance(requests[0], GenerateRequest):
+    if isinstance(first, GenerateRequest):
         return model.generate_until(requests)  # type: ignore[arg-type]
-    texts = [segment.text for p in batch for segment in p.query.segments]  # type: ignore[union-attr]
+    texts = [segment.text for r in requests for segment in r.prompt.query.segments]  # type: ignore[union-attr]
     answers: list[TextScore] = model.loglikelihood_rolling(texts)
     return answers
 
 
-def _prompts(task: Task, queries: list[Query], options: CellOptions, seed: int) -> list[Prompt]:
+def _rank(task: Task, model: Model, options: CellOptions, out_dir: Path) -> Rank | None:
+    if options.shown == 0 or not options.selection.how.startswith("rices"):
+        return None
+    support = limited(task.support(), options.selection.support_size)
+    if options.selection.how == "rices_text":
+        return rank_by_text(support)
+    return rank_by_image(support, model, out_dir / "features")
+
+
+def _prompts(
+    task: Task, queries: list[Query], options: CellOptions, seed: int, rank: Rank | None
+) -> list[Prompt]:
     return build_prompts(
         queries,
         task.support,
         seed=seed,
         task=task.name,
         split=task.split,
-        num_shots=options.num_shots,
+        num_shots=options.shown,
         separator=options.separator,
+        selection=options.selection,
+        rank=rank,
+        is_textual=options.is_textual,
     )
 
 
-def _answer_tokens(task: Task, prompt: Prompt, model: Model) -> int:
-    request = task.request(prompt)
-    if isinstance(request, RankRequest):
-        return max(len(model.encode(candidate)) for candidate in request.candidates)
-    assert isinstance(request, GenerateRequest)
-    return request.max_new_tokens
+def _answer_positions(request: Request, model: Model) -> int:
+    """Positions of the longest answer, pictures of an ending among them."""
+    match request:
+        case RankRequest():
+            return max(len(model.encode(candidate)) for candidate in request.candidates)
+        case VariantRequest():
+            return max(
+                sum(
+                    model.num_latents + 2
+                    if isinstance(segment, ImageSegment)
+                    else len(model.encode(segment.text))
+                    for segment in ending
+                )
+                + len(model.encode(text))
+                for ending, text in zip(request.endings, request.texts, strict=True)
+            )
+        case GenerateRequest(choices=choices) if choices:
+            return max(len(model.encode(choice)) for choice in choices) + 1
+        case GenerateRequest():
+            return request.max_new_tokens
+    return -num_positions(request.prompt, model)  # a rolling text may be longer than the model
 
 
 def _settings(
     task: Task, model: Model, queries: list[Query], options: CellOptions
 ) -> dict[str, Any]:
     """All that decides a row: printed in results.json, checked when a run is resumed."""
+    shots = (
+        options.selection.settings()
+        | {"support": limited(task.support(), options.selection.support_size).fingerprint}
+        if options.shown
+        else {"support": None}
+    )
     return {
         **task.settings,
-        "separator": options.separator if options.num_shots else None,
+        "separator": options.separator if options.shown else None,
         "num_shots": options.num_shots,
+        "is_textual": options.is_textual,
+        **shots,
         "batch_size": options.batch_size,
         "model": model.fingerprint,
         "device": model.device,
         "dtype": model.dtype,
         "data": task.data_fingerprint,
-        "support": task.support().fingerprint if options.num_shots else None,
         "queries": fingerprint([query.id for query in queries]),
         "num_queries": len(queries),
         "versions": versions(),
     }
 
 
-def _resume(
-    folder: Path, settings: dict[str, Any], expected: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Rows already in `folder` by id; a torn last line is cut off."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, settings_path = folder / "samples.jsonl", folder / "settings.json"
-    if not path.exists() or path.stat().st_size == 0:
-        write_json(settings_path, settings)
-        return {}
-    if not settings_path.exists():
-        raise UserError(f"{settings_path} is missing beside its rows; remove {folder}")
-    before = json.loads(settings_path.read_text(encoding="utf-8"))
-    if before != settings:
-        changed = [key for key in before | settings if before.get(key) != settings.get(key)]
-        raise UserError(
-            f"{path} holds rows of other settings ({', '.join(changed)} changed); "
-            f"name a new --out or remove {folder}"
-        )
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with open(path, "r+b") as file:
-            file.truncate(whole)
-    rows = _whole_rows(data)
-    by_id = {row["id"]: row for row in rows}
-    if len(by_id) < len(rows) or not by_id.keys() <= set(expected):
-        raise UserError(f"{path}: doubled or unknown ids; remove {folder} and run again")
-    return by_id
+# ----------------------------------------------------------------------------------------------
+# Controls
 
 
-def _whole_rows(data: bytes) -> list[dict[str, Any]]:
-    """The rows of a samples.jsonl but a torn last one."""
-    lines = data.decode(errors="replace").split("\n")[:-1]  # not splitlines: rows hold U+2028
-    return [json.loads(line) for line in lines]
+def _controlled(
+    task: Task, prompts: list[Prompt], seed: int, options: CellOptions
+) -> dict[str, list[Prompt]]:
+    """The prompts of each control that has a meaning for this cell."""
+    runs: dict[str, list[Prompt] | None] = {}
+    if task.has_images and "blind" in options.controls:
+        runs["blind"] = blinded(prompts, task.gold_class, seed)
+    if task.has_images and "no_picture" in options.controls:
+        runs["no_picture"] = unpictured(prompts)
+    if options.shown > 0 and "permuted" in options.controls:
+        runs["permuted"] = permuted(prompts, task, seed)
+    if "own" in options.controls:
+        for name, change in task.controls().items():
+            runs[name] = [change(prompt) for prompt in prompts]
+    return {name: changed for name, changed in runs.items() if changed is not None}
+
+
+# ----------------------------------------------------------------------------------------------
+# Numbers
+
+
+def _summary(
+    cell: _Cell,
+    out_dir: Path,
+    queries: list[Query],
+    rows: dict[int, list[Row]],
+    controls: dict[str, list[Row]],
+    baselines: Baselines,
+) -> dict[str, Any]:
+    task, options, seeds = cell.task, cell.options, list(rows)
+    measured = {
+        name: {**measure(task, found), "ms": sum(row["ms"] for row in found)}
+        for name, found in controls.items()
+    }
+    samples = {
+        seed: str((cell.run_dir(seed) / "samples.jsonl").relative_to(out_dir)) for seed in seeds
+    }
+    asked_ms = sum(row["ms"] for seed in seeds for row in rows[seed])
+    asked_ms += sum(row["ms"] for found in controls.values() for row in found)
+    scores = score_entry(task, rows, samples, baselines)
+    # Too long for results.json; `--rescore` pairs with them.
+    write_json(cell.folder / "baselines.json", baselines.row_scores)
+    if options.shown > 0:
+        ids = [query.id for query in queries]
+        seed_dir = cell.folder.parent / "k0" / f"seed{seeds[0]}"
+        scores["extra"] |= _zero_shot(task, cell.settings, ids, seed_dir)
+    return {
+        "suite": task.name,
+        "split": task.split,
+        "num_shots": options.num_shots,
+        "shots": options.label,
+        "metric": task.metric,
+        "unit": task.unit,
+        "is_higher_better": task.is_higher_better,
+        **scores,
+        "n": len(queries),
+        "chance": rounded(baselines.chance),
+        "majority": rounded(baselines.majority),
+        "baselines": {name: rounded(value) for name, value in baselines.others.items()},
+        "baseline_notes": baselines.notes,
+        "blind": measured.pop("blind", None),
+        "controls": measured,
+        "left_out": task.problems(),
+        "seconds": round(asked_ms / 1000, 1),
+        "settings": cell.settings,
+    }
+
+
+def score_entry(
+    task: Task, rows: dict[int, list[Row]], samples: dict[int, str], baselines: Baselines
+) -> dict[str, Any]:
+    """What follows from rows alone: the score over seeds, and how it stands to the baselines.
+
+    Args:
+        rows: By seed, in the order of query ids.
+        samples: By seed, where they stand.
+    """
+    per_seed = []
+    for seed, found in rows.items():
+        measured = task.measure(found)
+        numbers = _numbers(measured, len(found))
+        entry = {"seed": seed, **numbers, "extra": measured.extra, "samples": samples[seed]}
+        per_seed.append(entry)
+    scores = [entry["score"] for entry in per_seed if entry["score"] is not None]
+    score = sum(scores) / len(scores) if len(scores) == len(per_seed) else math.nan
+    se = _pooled_se(rows, per_seed, task)
+    return {
+        "score": rounded(score),
+        "se": rounded(se),
+        "verdicts": verdicts(task, rows, score, se, baselines),
+        "seed_sd": rounded(deviation(scores)) if scores else None,
+        "per_seed": per_seed,
+        "extra": dict(per_seed[0]["extra"]),
+    }
+
+
+def measure(task: Task, rows: list[Row]) -> dict[str, Any]:
+    return _numbers(task.measure(rows), len(rows))
 
 
 def _zero_shot(
@@ -275,105 +415,76 @@ def _zero_shot(
     path, settings_path = seed_dir / "samples.jsonl", seed_dir / "settings.json"
     if not (path.exists() and settings_path.exists()):
         return {}
-    before = json.loads(settings_path.read_text(encoding="utf-8"))
+    before = read_settings(settings_path)
     decisive = ("model", "device", "dtype", "data", *task.settings)
-    rows = {row["id"]: row for row in _whole_rows(path.read_bytes())}
+    rows = {row["id"]: row for row in whole_rows(path)}
     if any(before.get(key) != settings[key] for key in decisive) or not rows.keys() >= set(ids):
         return {}
-    return {"zero_shot_same_queries": _rounded(task.measure([rows[i] for i in ids]).score)}
-
-
-def _blind(
-    task: Task,
-    model: Model,
-    prompts: list[Prompt],
-    folder: Path,
-    settings: dict[str, Any],
-    seed: int,
-    options: CellOptions,
-) -> dict[str, Any] | None:
-    """The same prompts with another query's picture; None where the pictures allow no exchange."""
-    queries = [prompt.query for prompt in prompts]
-    donors = derange(queries, task.gold_class, seed)
-    if donors is None:
-        return None
-    swapped = [
-        Prompt(p.shots, with_pictures_of(p.query, donors[p.query.id]), p.separator) for p in prompts
-    ]
-    label = f"{task.folder} k={options.num_shots} blind"
-    rows = collect(
-        task,
-        model,
-        swapped,
-        folder / f"seed{seed}" / "blind",
-        settings | {"seed": seed, "control": "pictures exchanged"},
-        options,
-        label,
-    )
-    return {**_numbers(task.measure(rows), len(rows)), "ms": sum(row["ms"] for row in rows)}
+    return {"zero_shot_same_queries": rounded(task.measure([rows[i] for i in ids]).score)}
 
 
 def _numbers(measured: Measured, n: int) -> dict[str, Any]:
-    return {"score": _rounded(measured.score), "se": _rounded(measured.se), "n": n}
+    return {"score": rounded(measured.score), "se": rounded(measured.se), "n": n}
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     """Four decimals; None where a number has no meaning (JSON has no NaN)."""
     return None if value is None or math.isnan(value) else round(value, 4)
 
 
-def _deviation(scores: list[float]) -> float:
-    return mean_se(scores) * math.sqrt(len(scores))
-
-
-def _pooled_se(
-    rows: dict[int, list[dict[str, Any]]], per_seed: list[dict[str, Any]], task: Task
-) -> float:
+def _pooled_se(rows: dict[int, list[Row]], per_seed: list[dict[str, Any]], task: Task) -> float:
     """Of the mean over seeds. Seeds share their queries, so queries are the independent unit."""
     if len(per_seed) == 1:
         se = per_seed[0]["se"]
         return math.nan if se is None else se
-    return _scale(task) * mean_se(_mean_scores(task, rows))
+    by_query = _mean_scores(task, rows)
+    if by_query is None:  # no mean over queries, such as AUC: seeds are all there is
+        found = [entry["se"] for entry in per_seed if entry["se"] is not None]
+        return sum(found) / len(found) if found else math.nan
+    return _scale(task) * mean_se(by_query, clusters(next(iter(rows.values()))))
 
 
-def _mean_scores(task: Task, rows: dict[int, list[dict[str, Any]]]) -> list[float]:
+def _mean_scores(task: Task, rows: dict[int, list[Row]]) -> list[float] | None:
     """Mean over seeds of each query's score, in query order."""
     runs = [task.row_scores(run) for run in rows.values()]
-    return [sum(column) / len(runs) for column in zip(*runs, strict=True)]
+    if any(run is None for run in runs):
+        return None
+    return [sum(column) / len(runs) for column in zip(*runs, strict=True)]  # type: ignore[arg-type]
 
 
 def _scale(task: Task) -> float:
     return 100.0 if task.unit == "%" else 1.0
 
 
-def _verdicts(
+def verdicts(
     task: Task,
-    rows: dict[int, list[dict[str, Any]]],
+    rows: dict[int, list[Row]],
     score: float,
     se: float,
     baselines: Baselines,
 ) -> list[dict[str, Any]]:
     """Model against each baseline; paired by query where the baseline has a score for each."""
-    verdicts = []
+    made = []
     first = next(iter(rows.values()))
+    scores = _mean_scores(task, rows)
     for name, value in baselines.others.items():
         gap_se = se
-        if name in baselines.row_scores:
+        if name in baselines.row_scores and scores is not None:
             other, weights = baselines.row_scores[name], [task.row_weight(row) for row in first]
             gaps = [
                 weight * (mine - other[row["id"]])
-                for mine, row, weight in zip(_mean_scores(task, rows), first, weights, strict=True)
+                for mine, row, weight in zip(scores, first, weights, strict=True)
             ]
-            gap_se = _scale(task) * ratio_se(gaps, weights)
+            gap_se = _scale(task) * ratio_se(gaps, weights, clusters(first))
         gain = (score - value) * (1 if task.is_higher_better else -1)
         is_clear = abs(gain) > 2 * gap_se  # False where se is NaN
         relation = ("better than" if gain > 0 else "worse than") if is_clear else "level with"
-        verdicts.append(
+        made.append(
             {
                 "baseline": name,
                 "relation": relation,
-                "difference": _rounded(score - value),
-                "se": _rounded(gap_se),
+                "difference": rounded(score - value),
+                "se": rounded(gap_se),
             }
         )
-    return verdicts
+    return made

@@ -15,6 +15,7 @@ NORMS: dict[str, Callable[[CandidateScore], float]] = {
     "token": lambda candidate: candidate.ll / candidate.num_tokens,
     "char": lambda candidate: candidate.ll / candidate.num_chars,
     "byte": lambda candidate: candidate.ll / candidate.num_bytes,
+    "uncond": lambda candidate: candidate.ll - (candidate.ll_uncond or 0.0),
 }
 
 
@@ -27,24 +28,6 @@ def best_candidate(candidates: Sequence[CandidateScore], norm: str) -> int:
 def binomial_se(share: float, n: int) -> float:
     """Standard error of a share (0 to 1) of n independent answers; NaN below two."""
     return math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else math.nan
-
-
-def mean_se(values: Sequence[float]) -> float:
-    """Standard error of a mean of independent values; NaN below two."""
-    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
-def ratio_se(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Standard error of sum(numerators) / sum(denominators) over independent pairs, linearised.
-
-    Nats per token over documents is such a ratio: tokens of a document are not independent.
-    """
-    n = len(numerators)
-    if n < 2:
-        return math.nan
-    top, bottom = np.asarray(numerators, float), np.asarray(denominators, float)
-    residuals = top - (top.sum() / bottom.sum()) * bottom
-    return float(math.sqrt(n / (n - 1) * np.sum(residuals**2)) / bottom.sum())
 
 
 def bootstrap_se(values: Sequence[float], num_draws: int = 1000, seed: int = 0) -> float:

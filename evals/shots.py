@@ -1,16 +1,87 @@
 """Which exemplars a query gets: a pure function of (seed, task, split, support, query id, k).
 
 Nothing else enters: not the batch size, the rank, the order of the queries or a global generator.
-The k = 2 shots are the first two of the k = 4 shots, so that a sweep over k measures k.
+The k = 2 shots are among the k = 4 shots, so that a sweep over k measures k. How the support set is
+put in order for a query is `Selection.how`:
+
+* `random`: a shuffle by hash.
+* `balanced`: the same shuffle, one of each class in turn.
+* `rices_image`, `rices_text`: by likeness to the query (Retrieval-based In-Context Example
+  Selection, Flamingo), likest last; features come from `evals.likeness`.
+* `fixed`: the ids of a file, in the order of the file.
 """
 
 import hashlib
+import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
+from typing import Literal
 
-from corpora.document import TextSegment
+from corpora.document import ImageSegment, TextSegment
 from evals.api import Exemplar, Model, Prompt, Query, Separator, Support
+from evals.select import by_hash
 from mllm.errors import UserError
+from mllm.files import fingerprint
+
+How = Literal["random", "balanced", "rices_image", "rices_text", "fixed"]
+HOWS: tuple[How, ...] = ("random", "balanced", "rices_image", "rices_text", "fixed")
+
+Rank = Callable[[Query], list[int]]  # places in Support.ids, likest first
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How exemplars are chosen.
+
+    Args:
+        fixed: Of `fixed`: exemplar ids in order.
+        support_size: At most this many samples of the support set, by id hash; None for all.
+    """
+
+    how: How = "random"
+    fixed: tuple[str, ...] = ()
+    support_size: int | None = None
+
+    def settings(self) -> dict:
+        return {
+            "select": self.how,
+            "fixed_shots": fingerprint(list(self.fixed)) if self.how == "fixed" else None,
+            "support_size": self.support_size,
+        }
+
+
+def read_fixed(path: Path) -> tuple[str, ...]:
+    """The ids of a file: a JSON list, or one id a line.
+
+    Raises:
+        UserError: The file cannot be read, is empty, or names an id twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--shots-file {path}: cannot be read as UTF-8 text ({error})") from None
+    try:
+        ids = json.loads(text) if text.lstrip().startswith("[") else text.split("\n")
+    except ValueError as error:
+        raise UserError(f"--shots-file {path}: not valid JSON ({error})") from None
+    names = [str(item).strip() for item in ids]
+    names = [name for name in names if name]
+    if not names:
+        raise UserError(f"--shots-file {path}: names no exemplar; one id a line, or a JSON list")
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--shots-file {path}: names {doubled[0]!r} twice")
+    return tuple(names)
+
+
+def limited(support: Support, size: int | None) -> Support:
+    """At most `size` samples of a support set, by id hash."""
+    if size is None or size >= len(support.ids):
+        return support
+    ids = tuple(sorted(by_hash(support.ids)[:size]))
+    return replace(support, ids=ids, fingerprint=fingerprint([support.fingerprint, list(ids)]))
 
 
 def draw_order(key: str, num_items: int) -> Iterator[int]:
@@ -28,6 +99,33 @@ def draw_order(key: str, num_items: int) -> Iterator[int]:
         moved[chosen] = moved.get(position, position)
 
 
+def balanced_order(key: str, support: Support) -> Iterator[int]:
+    """One of each class in turn, classes and their members in orders that `key` decides."""
+    classes = _classes(support)
+    names = sorted(classes)
+    turns = [names[i] for i in draw_order(f"{key}\nclasses", len(names))]
+    members = {
+        name: (classes[name][i] for i in draw_order(f"{key}\n{name}", len(classes[name])))
+        for name in names
+    }
+    while turns:
+        for name in list(turns):
+            place = next(members[name], None)
+            if place is None:
+                turns.remove(name)
+            else:
+                yield place
+
+
+@lru_cache(maxsize=2)
+def _classes(support: Support) -> dict[str, list[int]]:
+    label = support.label or (lambda sample_id: support.read(sample_id).answer)
+    classes = defaultdict(list)
+    for place, sample_id in enumerate(support.ids):
+        classes[label(sample_id)].append(place)
+    return dict(classes)
+
+
 @lru_cache(maxsize=4096)  # keeps the encoded pictures alive, so not without bound
 def picture_hash(data: bytes) -> str:
     """Over decoded pixels, so that one picture in two encodings is one picture."""
@@ -38,9 +136,21 @@ def picture_hash(data: bytes) -> str:
 
 
 def draw_shots(
-    query: Query, support: Support, *, seed: int, task: str, split: str, num_shots: int
+    query: Query,
+    support: Support,
+    *,
+    seed: int,
+    task: str,
+    split: str,
+    num_shots: int,
+    selection: Selection = Selection(),
+    rank: Rank | None = None,
 ) -> tuple[Exemplar, ...]:
-    """The exemplars of one query: never the query itself, never a sample with its picture.
+    """The exemplars of one query: never the query itself, never a sample with its picture, and for
+    tasks without pictures never one with its question.
+
+    Args:
+        rank: Of `rices_image` and `rices_text`.
 
     Raises:
         UserError: The support set has fewer usable exemplars than `num_shots`.
@@ -50,18 +160,53 @@ def draw_shots(
     key = "\n".join((str(seed), task, split, support.fingerprint, query.id))
     own_pictures = {picture_hash(data) for data in query.images}
     shots: list[Exemplar] = []
-    for i in draw_order(key, len(support.ids)):
-        if support.ids[i] == query.id:
+    for place in _order(query, support, key, selection, rank):
+        if support.ids[place] == query.id:
             continue
-        exemplar = support.read(support.ids[i])
-        if own_pictures.isdisjoint(picture_hash(data) for data in exemplar.images):
+        exemplar = support.read(support.ids[place])
+        is_own = (
+            not own_pictures.isdisjoint(picture_hash(data) for data in exemplar.images)
+            if own_pictures
+            else exemplar.question == query.segments
+        )
+        if not is_own:
             shots.append(exemplar)
             if len(shots) == num_shots:
-                return tuple(shots)
+                return tuple(reversed(shots) if rank else shots)
     raise UserError(
         f"--shots {num_shots}: query {query.id} of {task}_{split} has only {len(shots)} usable "
         f"exemplars among {len(support.ids)}; ask for fewer shots"
     )
+
+
+def _order(
+    query: Query, support: Support, key: str, selection: Selection, rank: Rank | None
+) -> Iterator[int]:
+    match selection.how:
+        case "balanced":
+            return balanced_order(key, support)
+        case "fixed":
+            return iter(_fixed_places(support, selection.fixed))
+        case "rices_image" | "rices_text":
+            assert rank is not None
+            return iter(rank(query))
+    return draw_order(key, len(support.ids))
+
+
+@lru_cache(maxsize=2)
+def _fixed_places(support: Support, ids: tuple[str, ...]) -> list[int]:
+    places = {sample_id: place for place, sample_id in enumerate(support.ids)}
+    if unknown := [sample_id for sample_id in ids if sample_id not in places]:
+        raise UserError(
+            f"--shots-file: {unknown[0]!r} is no sample of the support set, whose ids look like "
+            f"{support.ids[0]!r}"
+        )
+    return [places[sample_id] for sample_id in ids]
+
+
+def without_pictures(segments: tuple) -> tuple:
+    """The texts of a question or a prompt."""
+    return tuple(segment for segment in segments if not isinstance(segment, ImageSegment))
 
 
 def build_prompts(
@@ -73,19 +218,34 @@ def build_prompts(
     split: str,
     num_shots: int,
     separator: Separator,
+    selection: Selection = Selection(),
+    rank: Rank | None = None,
+    is_textual: bool = False,
 ) -> list[Prompt]:
-    """One prompt a query, in order; `support` is opened only where there are shots."""
+    """One prompt a query, in order; `support` is opened only where there are shots.
+
+    Args:
+        is_textual: The shots' pictures are removed and their text is kept (`0*`).
+    """
     if num_shots == 0:
         return [Prompt((), query, separator) for query in queries]
-    exemplars = support()
-    return [
-        Prompt(
-            draw_shots(query, exemplars, seed=seed, task=task, split=split, num_shots=num_shots),
+    exemplars = limited(support(), selection.support_size)
+    prompts = []
+    for query in queries:
+        shots = draw_shots(
             query,
-            separator,
+            exemplars,
+            seed=seed,
+            task=task,
+            split=split,
+            num_shots=num_shots,
+            selection=selection,
+            rank=rank,
         )
-        for query in queries
-    ]
+        if is_textual:
+            shots = tuple(replace(s, question=without_pictures(s.question)) for s in shots)
+        prompts.append(Prompt(shots, query, separator))
+    return prompts
 
 
 def text_tokens(prompt: Prompt, model: Model) -> int:
@@ -101,27 +261,30 @@ def num_positions(prompt: Prompt, model: Model) -> int:
     return 1 + text_tokens(prompt, model) + prompt.num_images * (model.num_latents + 2)
 
 
-def check_budget(prompts: list[Prompt], answer_tokens: list[int], model: Model) -> None:
+def check_budget(prompts: list[Prompt], answer_positions: list[int], model: Model) -> None:
     """Refuses, before anything runs, prompts that do not fit: nothing is ever cut silently.
 
     Args:
         prompts: All prompts of a cell.
-        answer_tokens: For each, the tokens of its longest answer.
+        answer_positions: For each, the positions of its longest answer.
 
     Raises:
         UserError: With the arithmetic of the longest one.
     """
+    if model.max_positions is None:
+        return
     totals = [
         num_positions(prompt, model) + answer
-        for prompt, answer in zip(prompts, answer_tokens, strict=True)
+        for prompt, answer in zip(prompts, answer_positions, strict=True)
     ]
     longest = max(range(len(prompts)), key=totals.__getitem__)
-    if model.max_positions is None or totals[longest] <= model.max_positions:
+    if totals[longest] <= model.max_positions:
         return
     prompt = prompts[longest]
+    advice = "ask for fewer shots" if prompt.shots else "the model is too short for this task"
     raise UserError(
         f"--shots {len(prompt.shots)} does not fit: query {prompt.query.id} needs "
         f"{prompt.num_images} images x ({model.num_latents} + 2) + {text_tokens(prompt, model)} "
-        f"text + 1 <s> + {answer_tokens[longest]} answer = {totals[longest]} positions, and the "
-        f"model has {model.max_positions}; ask for fewer shots"
+        f"text + 1 <s> + {answer_positions[longest]} answer = {totals[longest]} positions, and the "
+        f"model has {model.max_positions}; {advice}"
     )

@@ -1,10 +1,12 @@
 """The score table on the terminal, and the lines below it that say what the scores mean."""
 
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+CONTROLS = ("blind", "no_picture", "permuted")  # columns; a task's own stand below the table
 BLIND_TOLERANCE = 3  # standard errors between a blind control and chance
 
 
@@ -20,30 +22,40 @@ def score_table(cells: list[dict[str, Any]]) -> Table:
     """A line a cell: score with its standard error, n, and what it is held against."""
     table = Table(title="Scores on held-out data (± one standard error)")
     table.add_column("task")
-    for heading in ("shots", "metric", "score", "n", "chance", "majority", "baseline", "blind"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    controls = [name for name in CONTROLS if any(control(cell, name) for cell in cells)]
+    headings = ("shots", "metric", "score", "n", "chance", "majority", "baseline", *controls)
+    for heading in headings:
+        justify: Literal["left", "right"] = "left" if heading == "metric" else "right"
+        table.add_column(heading.replace("_", " "), justify=justify)
     for cell in cells:
-        blind = cell["blind"] or {"score": None, "se": None}
         others = (f"{name} {number(value)}" for name, value in cell["baselines"].items())
+        found = (control(cell, name) or {"score": None, "se": None} for name in controls)
         table.add_row(
             f"{cell['suite']} ({cell['split']})",
-            str(cell["num_shots"]),
+            cell["shots"],
             " ".join(filter(None, (cell["metric"], cell["unit"]))),
             number(cell["score"], cell["se"]),
             str(cell["n"]),
             number(cell["chance"]),
             number(cell["majority"]),
             "\n".join(others) or "-",
-            number(blind["score"], blind["se"]),
+            *(number(numbers["score"], numbers["se"]) for numbers in found),
         )
     return table
+
+
+def control(cell: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """The figures of a control of a cell, where it ran."""
+    if name == "blind":
+        return cell["blind"]
+    return cell["controls"].get(name)
 
 
 def verdict_lines(cells: list[dict[str, Any]]) -> list[str]:
     """For each cell: against each baseline, and whether the blind control is where it should be."""
     lines = []
     for cell in cells:
-        name = f"{cell['suite']} ({cell['split']}) k={cell['num_shots']}"
+        name = f"{cell['suite']} ({cell['split']}) k={cell['shots']}"
         for verdict in cell["verdicts"]:
             baseline = verdict["baseline"]
             lines.append(
@@ -56,6 +68,13 @@ def verdict_lines(cells: list[dict[str, Any]]) -> list[str]:
             lines.append(f"{name}: k=0 on the same queries: {number(zero_shot)}")
         if cell["blind"]:
             lines.append(f"{name}: {_blind_line(cell)}")
+        for kind, numbers in cell["controls"].items():
+            lines.append(
+                f"{name}: {kind.replace('_', ' ')} {number(numbers['score'], numbers['se'])}"
+            )
+        if cell["left_out"]:
+            counts = ", ".join(f"{count} {why}" for why, count in cell["left_out"].items())
+            lines.append(f"{name}: left out: {counts}")
     return lines
 
 
@@ -82,3 +101,19 @@ def print_scores(cells: list[dict[str, Any]]) -> None:
     console.print(score_table(cells))
     for line in verdict_lines(cells):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def print_tasks(suites: dict[str, str], tasks: list[dict[str, str]]) -> None:
+    """Suites, then tasks with their data: what `mllm eval list` shows."""
+    for name, about in suites.items():
+        print(f"{name:12} {about}")
+    table = Table(show_lines=False)
+    for heading in ("task", "asks", "--data", "reads", "from", "state"):
+        table.add_column(heading, overflow="fold")
+    for task in tasks:
+        columns = ("name", "about", "data", "files", "source", "state")
+        table.add_row(*(escape(task[column]) for column in columns))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class CandidateScore:
     """Log-likelihood of one candidate (nats, summed) and its lengths.
 
-    Characters and UTF-8 bytes are counted without the joining space.
+    Characters and UTF-8 bytes are counted without the joining space. `ll_uncond` is the candidate's
+    log-likelihood after an empty prompt, where it was asked for.
     """
 
     text: str
@@ -15,3 +16,4 @@ class CandidateScore:
     num_tokens: int
     num_chars: int
     num_bytes: int
+    ll_uncond: float | None = None

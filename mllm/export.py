@@ -91,6 +91,8 @@ def export(
             "num_parameters": num_parameters,
             "template": _template(config),
             "is_average": is_average,
+            # Whether `</s>` between documents of one context was trained: evaluation asks.
+            "has_joined_rows": any(source.join_documents > 0 for source in mixture),
             "stream_fingerprint": stream,
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "weights_sha256": sha256_file(checkpoint / WEIGHTS),

@@ -6,35 +6,26 @@ from typing import Any
 
 import numpy as np
 
-from corpora.document import Document, ImageSegment, Segment, TextSegment
-from evals.api import Baselines, GenerateRequest, Measured, Model, Prompt, Query, Support, Task
-from evals.captions import CaptionScores, has_official_tokenizer, one_line, score_captions
-from evals.controls import flat_pixels, pixel_distances, read_gallery
-from evals.scoring import bootstrap_se, holds_name
+from corpora.document import Document, ImageSegment, TextSegment
+from evals.api import Baselines, Exemplar, Measured, Model, Query, Support
+from evals.baselines import flat_pixels, pixel_distances, read_gallery
+from evals.options import TaskOptions
+from evals.scoring import holds_name
+from evals.tasks.captioning import CaptionTask, score_texts
 from evals.tasks.naming import PROMPT
 from evals.tasks.sources import Source
 
 
-class Caption(Task):
-    """Continues `An image of` with beam search; the prompt's words belong to the caption."""
+class Caption(CaptionTask):
+    """Continues `An image of`; the words of the prompt belong to the caption."""
 
     name = "caption"
-    unit = ""
+    prefix = PROMPT
 
-    def __init__(
-        self,
-        data_dir: Path,
-        split: str = "final",
-        num_beams: int = 5,
-        max_new_tokens: int = 30,
-        length_penalty: float = 1.0,
-    ) -> None:
-        self.split = split
-        self.num_beams = num_beams
-        self.max_new_tokens = max_new_tokens
-        self.length_penalty = length_penalty
-        self.metric = "CIDEr" if has_official_tokenizer() else "cider_d_simple"
-        self.corpus_name = f"naming_{split}"
+    def __init__(self, data_dir: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
+        self.split = options.split
+        self.decode_by(options)
+        self.corpus_name = f"naming_{self.split}"
         self.source = Source(data_dir, f"eval/{self.corpus_name}")
         self.data_dir = data_dir
 
@@ -44,12 +35,7 @@ class Caption(Task):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {
-            "prompt": PROMPT,
-            "num_beams": self.num_beams,
-            "max_new_tokens": self.max_new_tokens,
-            "length_penalty": self.length_penalty,
-        }
+        return {"prompt": PROMPT, **self.decoding}
 
     @property
     def data_fingerprint(self) -> str:
@@ -67,40 +53,16 @@ class Caption(Task):
     def support(self) -> Support:
         return self.support_source.support(self._show)
 
-    def _show(self, document: Document) -> tuple[Segment, ...]:
+    def _show(self, document: Document) -> Exemplar:
         (captions,) = self.support_source.meta(document, "captions")
-        return (ImageSegment(document.images[0]), TextSegment(captions[0]))
-
-    def request(self, prompt: Prompt) -> GenerateRequest:
-        return GenerateRequest(prompt, self.max_new_tokens, self.num_beams, self.length_penalty)
-
-    def row(self, query: Query, response: Any) -> dict[str, Any]:
-        return {
-            "raw": response.text,
-            "answer": one_line(PROMPT + response.text),
-            "candidates": None,
-            "gold": query.gold,
-            "references": query.meta["captions"],
-            "is_capped": response.is_capped,
-            "score": None,  # CIDEr of a picture depends on all others: see results.json
-        }
-
-    def row_scores(self, rows: list[dict[str, Any]]) -> list[float]:
-        by_image = _score(rows).cider_by_image
-        return [by_image[row["id"]] for row in rows]
+        question = (ImageSegment(document.images[0]), TextSegment(PROMPT))
+        return Exemplar(document.key, question, captions[0].removeprefix(PROMPT))
 
     def measure(self, rows: list[dict[str, Any]]) -> Measured:
-        scores = _score(rows)
+        measured = super().measure(rows)
         num_naming = sum(holds_name(row["answer"], row["gold"]) for row in rows)
-        extra = {
-            "bleu_4" + scores.suffix: round(scores.bleu_4, 4),
-            "rouge_l" + scores.suffix: round(scores.rouge_l, 4),
-            "names_the_picture": round(100 * num_naming / len(rows), 4),
-            "num_capped": sum(row["is_capped"] for row in rows),
-            "num_empty": sum(not row["raw"].strip() for row in rows),
-            "num_distinct": len({row["answer"] for row in rows}),
-        }
-        return Measured(scores.cider, bootstrap_se(list(scores.cider_by_image.values())), extra)
+        measured.extra["names_the_picture"] = round(100 * num_naming / len(rows), 4)
+        return measured
 
     def baselines(self, queries: list[Query], model: Model) -> Baselines:
         """Captions of the nearest training pictures; a random one's caption as chance."""
@@ -109,7 +71,7 @@ class Caption(Task):
         nearest = pixel_distances(np.stack(pixels), gallery.pixels).argmin(axis=1)
         drawn = np.random.default_rng(0).integers(len(gallery.metas), size=len(queries))
         chance, neighbour = (
-            _score_texts(queries, [gallery.metas[i]["captions"][0] for i in chosen])
+            score_texts(queries, [gallery.metas[i]["captions"][0] for i in chosen])
             for chosen in (drawn, nearest)
         )
         return Baselines(
@@ -121,15 +83,3 @@ class Caption(Task):
 
     def gold_class(self, query: Query) -> str:
         return query.gold
-
-
-def _score(rows: list[dict[str, Any]]) -> CaptionScores:
-    return score_captions(
-        {row["id"]: row["references"] for row in rows}, {row["id"]: row["answer"] for row in rows}
-    )
-
-
-def _score_texts(queries: list[Query], captions: list[str]) -> CaptionScores:
-    references = {query.id: query.meta["captions"] for query in queries}
-    hypotheses = {query.id: text for query, text in zip(queries, captions, strict=True)}
-    return score_captions(references, hypotheses)

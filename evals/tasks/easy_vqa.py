@@ -7,30 +7,31 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from corpora.document import Document, ImageSegment, Segment, TextSegment
+from corpora.document import Document, ImageSegment, TextSegment
 from corpora.reader import Corpus
-from evals.api import Baselines, GenerateRequest, Measured, Model, Prompt, Query, Support, Task
-from evals.controls import commonest, question_only
-from evals.scoring import binomial_se, exact_match
+from evals.api import Baselines, Exemplar, Model, Query, Support
+from evals.baselines import commonest, question_only
+from evals.options import TaskOptions
+from evals.scoring import exact_match
+from evals.tasks.answering import AnswerTask
 from evals.tasks.sources import Source
 
 PROMPT = "Question: {question} Answer:"
 QUESTION = re.compile(r"Question: (.*) Answer:$", re.DOTALL)
-STOPS = ("\n", "Question:")  # what follows an answer where a training document has more turns
 
 
-class EasyVqa(Task):
+class EasyVqa(AnswerTask):
     """Exact match of the generated answer, cut at the first stop string."""
 
     name = "easy_vqa"
     split = "test"
-    metric = "exact_match"
-    unit = "%"
     corpus_name = "easy_vqa_test"
+    # What follows an answer where a training document has more turns.
+    stops = ("\n", "Question:")
 
-    def __init__(self, data_dir: Path, max_new_tokens: int = 10) -> None:
+    def __init__(self, data_dir: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
         self.data_dir = data_dir
-        self.max_new_tokens = max_new_tokens
+        self.decode_by(options)
         self.source = Source(data_dir, f"eval/{self.corpus_name}")
 
     @cached_property
@@ -39,12 +40,7 @@ class EasyVqa(Task):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {
-            "prompt": PROMPT,
-            "num_beams": 1,
-            "max_new_tokens": self.max_new_tokens,
-            "stops": list(STOPS),
-        }
+        return {"prompt": PROMPT, **self.decoding}
 
     @property
     def data_fingerprint(self) -> str:
@@ -56,56 +52,19 @@ class EasyVqa(Task):
     def query(self, query_id: str) -> Query:
         document = self.source.document(query_id)
         question, answer = self.source.meta(document, "question", "answer")
-        segments = (
-            ImageSegment(document.images[0]),
-            TextSegment(PROMPT.format(question=question)),
-        )
-        return Query(query_id, segments, answer, {"question": question})
+        group = "yes_no" if answer in ("yes", "no") else "open"
+        meta = {"question": question, "group": group}
+        return Query(query_id, _ask(document, question), answer, meta)
 
     def support(self) -> Support:
         return self.support_source.support(self._show)
 
-    def _show(self, document: Document) -> tuple[Segment, ...]:
+    def _show(self, document: Document) -> Exemplar:
         question, answer = self.support_source.meta(document, "question", "answer")
-        return (
-            ImageSegment(document.images[0]),
-            TextSegment(PROMPT.format(question=question)),
-            TextSegment(f" {answer}"),
-        )
+        return Exemplar(document.key, _ask(document, question), f" {answer}")
 
-    def request(self, prompt: Prompt) -> GenerateRequest:
-        return GenerateRequest(prompt, self.max_new_tokens)
-
-    def row(self, query: Query, response: Any) -> dict[str, Any]:
-        answer = response.text
-        for stop in STOPS:
-            answer = answer.split(stop, 1)[0]
-        answer = answer.strip()
-        return {
-            "raw": response.text,
-            "answer": answer,
-            "candidates": None,
-            "question": query.meta["question"],
-            "gold": query.gold,
-            "is_capped": response.is_capped,
-            "score": exact_match(answer, query.gold),
-        }
-
-    def measure(self, rows: list[dict[str, Any]]) -> Measured:
-        share = sum(row["score"] for row in rows) / len(rows)
-        extra: dict[str, Any] = {
-            "num_capped": sum(row["is_capped"] for row in rows),
-            "num_empty": sum(not row["answer"] for row in rows),
-        }
-        groups = {
-            "yes_no": [row for row in rows if row["gold"] in ("yes", "no")],
-            "open": [row for row in rows if row["gold"] not in ("yes", "no")],
-        }
-        for name, group in groups.items():
-            if group:
-                right = sum(row["score"] for row in group)
-                extra[f"exact_match_{name}"] = round(100 * right / len(group), 4)
-        return Measured(100 * share, 100 * binomial_se(share, len(rows)), extra)
+    def row(self, query: Query, responses: Any) -> dict[str, Any]:
+        return super().row(query, responses) | {"question": query.meta["question"]}
 
     def baselines(self, queries: list[Query], model: Model) -> Baselines:
         train = list(training_questions(Corpus(self.data_dir / "vqa" / "train")))
@@ -128,6 +87,10 @@ class EasyVqa(Task):
                 "questions in the split": len(whole),
             },
         )
+
+
+def _ask(document: Document, question: str) -> tuple[ImageSegment, TextSegment]:
+    return ImageSegment(document.images[0]), TextSegment(PROMPT.format(question=question))
 
 
 def training_questions(corpus: Corpus) -> Iterator[tuple[str, str]]:

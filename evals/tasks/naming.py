@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from corpora.document import Document, ImageSegment, Segment, TextSegment
-from evals.api import Baselines, Measured, Model, Prompt, Query, RankRequest, Support, Task
-from evals.controls import flat_pixels, neighbour_choices, pixel_distances, read_gallery
-from evals.scoring import NORMS, best_candidate, binomial_se
+from corpora.document import Document, ImageSegment, TextSegment
+from evals.api import Baselines, Exemplar, Model, Query, Support
+from evals.baselines import flat_pixels, neighbour_choices, pixel_distances, read_gallery
+from evals.options import TaskOptions
 from evals.shots import draw_order
-from evals.tasks.rows import candidate_rows, candidate_scores
+from evals.tasks.ranking import RankTask, closed_set_baselines
 from evals.tasks.sources import Source
 
 PROMPT = "An image of"
 SPLITS = ("development", "final", "new_concepts")
 
 
-class Naming(Task):
+class Naming(RankTask):
     """Ranks ` {answer}` against four distractors of the same Unicode group after `An image of`.
 
     The distractors lie in the corpus, so that model, pixel neighbour and control share them.
@@ -30,13 +30,12 @@ class Naming(Task):
     """
 
     name = "naming"
-    metric = "accuracy"
-    unit = "%"
+    norm = "sum"
 
-    def __init__(self, data_dir: Path, split: str = "final", norm: str = "sum") -> None:
-        self.split = split
-        self.norm = norm
-        self.corpus_name = f"naming_{split}"
+    def __init__(self, data_dir: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
+        self.split = options.split
+        self.norm = options.norm or self.norm
+        self.corpus_name = f"naming_{self.split}"
         self.source = Source(data_dir, f"eval/{self.corpus_name}")
         self.data_dir = data_dir
 
@@ -67,41 +66,14 @@ class Naming(Task):
     def support(self) -> Support:
         return self.support_source.support(self._show)
 
-    def _show(self, document: Document) -> tuple[Segment, ...]:
+    def _show(self, document: Document) -> Exemplar:
         (answer,) = self.support_source.meta(document, "answer")
-        return (ImageSegment(document.images[0]), TextSegment(f"{PROMPT} {answer}."))
-
-    def request(self, prompt: Prompt) -> RankRequest:
-        names = prompt.query.meta["candidates"]
-        return RankRequest(prompt, tuple(f" {name}" for name in names))
-
-    def row(self, query: Query, response: Any) -> dict[str, Any]:
-        answer = query.meta["candidates"][best_candidate(response, self.norm)]
-        return {
-            "raw": None,
-            "answer": answer,
-            "candidates": candidate_rows(response),
-            "gold": query.gold,
-            "score": float(answer == query.gold),
-        }
-
-    def measure(self, rows: list[dict[str, Any]]) -> Measured:
-        shares = {}
-        for norm in NORMS:
-            chosen = [best_candidate(candidate_scores(row), norm) for row in rows]
-            hits = [
-                row["candidates"][i]["text"].strip() == row["gold"]
-                for row, i in zip(rows, chosen, strict=True)
-            ]
-            shares[norm] = sum(hits) / len(hits)
-        share = shares[self.norm]
-        extra = {f"accuracy_{norm}": round(100 * value, 4) for norm, value in shares.items()}
-        return Measured(100 * share, 100 * binomial_se(share, len(rows)), extra)
+        question = (ImageSegment(document.images[0]), TextSegment(PROMPT))
+        return Exemplar(document.key, question, f" {answer}.")
 
     def baselines(self, queries: list[Query], model: Model) -> Baselines:
         candidates = [query.meta["candidates"] for query in queries]
         golds = [names.index(q.gold) for q, names in zip(queries, candidates, strict=True)]
-        positions = np.bincount(golds)
         gallery = read_gallery(self.support_source.dir, model.image_size, model.resize)
         answers = [meta["answer"] for meta in gallery.metas]
         pixels = [flat_pixels(q.images[0], model.image_size, model.resize) for q in queries]
@@ -116,19 +88,17 @@ class Naming(Task):
         num_known = sum(query.gold in known for query in queries)
         # A concept that was never trained has no training picture to be near to.
         has_neighbour = num_known > 0
+        blind = closed_set_baselines(queries)
         return Baselines(
-            chance=100 * float(np.mean([1 / len(names) for names in candidates])),
-            majority=100 * float(positions.max() / len(queries)),
+            chance=blind.chance,
+            majority=blind.majority,
             others={"pixel neighbour": 100 * sum(hits.values()) / len(hits)}
             if has_neighbour
             else {},
             row_scores={"pixel neighbour": hits} if has_neighbour else {},
             notes={
-                "majority": "always the commonest place of the right name in the list",
+                **blind.notes,
                 "training pictures": len(answers),
                 "queries whose name has a training picture": num_known,
             },
         )
-
-    def gold_class(self, query: Query) -> str:
-        return query.gold

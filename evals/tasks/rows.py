@@ -1,11 +1,12 @@
 """Candidates as they stand in samples.jsonl, so that every norm can be recomputed from there."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from evals.api import CandidateScore
 
 
-def candidate_rows(scores: list[CandidateScore]) -> list[dict[str, Any]]:
+def candidate_rows(scores: Sequence[CandidateScore]) -> list[dict[str, Any]]:
     return [
         {
             "text": score.text,
@@ -15,12 +16,13 @@ def candidate_rows(scores: list[CandidateScore]) -> list[dict[str, Any]]:
             "n_char": score.num_chars,
             "n_byte": score.num_bytes,
         }
+        | ({} if score.ll_uncond is None else {"ll_uncond": round(score.ll_uncond, 6)})
         for score in scores
     ]
 
 
 def candidate_scores(row: dict[str, Any]) -> list[CandidateScore]:
     return [
-        CandidateScore(c["text"], c["ll"], c["n_tok"], c["n_char"], c["n_byte"])
+        CandidateScore(c["text"], c["ll"], c["n_tok"], c["n_char"], c["n_byte"], c.get("ll_uncond"))
         for c in row["candidates"]
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from corpora.document import Document
 from corpora.reader import Corpus
-from evals.api import Exemplar, Segment, Support
+from evals.api import Exemplar, Support
 from mllm.errors import UserError
 
 
@@ -42,10 +42,10 @@ class Source:
             raise UserError(f"{self.dir}: sample {document.key} has no {missing[0]!r} in its JSON")
         return [document.meta[field] for field in fields]
 
-    def support(self, show: Callable[[Document], tuple[Segment, ...]]) -> Support:
-        """Every sample as an exemplar; `show` gives its segments with the answer."""
+    def support(self, show: Callable[[Document], Exemplar]) -> Support:
+        """Every sample as an exemplar."""
 
         def read(key: str) -> Exemplar:
-            return Exemplar(key, show(self.document(key)))
+            return show(self.document(key))
 
         return Support(tuple(sorted(self.ids())), self.corpus.fingerprint, read)

@@ -1,15 +1,17 @@
 """Validation loss of text, beside a unigram model over the same tokens."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from corpora.document import TextSegment
 from evals.api import Baselines, Measured, Model, Prompt, Query, RollingRequest, Support, Task
-from evals.controls import unigram_log_probs
-from evals.scoring import ratio_se
+from evals.baselines import unigram_log_probs
+from evals.options import TaskOptions
 from evals.select import by_hash
 from evals.tasks.sources import Source
+from evals.uncertainty import ratio_se
 from mllm.errors import UserError
 
 BITS_PER_NAT = 1.4426950408889634
@@ -27,7 +29,7 @@ class TextLoss(Task):
     is_higher_better = False
     has_images = False
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
         self.data_dir = data_dir
         self.source = Source(data_dir, "text/validation")
 
@@ -54,7 +56,8 @@ class TextLoss(Task):
     def request(self, prompt: Prompt) -> RollingRequest:
         return RollingRequest(prompt)
 
-    def row(self, query: Query, response: Any) -> dict[str, Any]:
+    def row(self, query: Query, responses: Sequence[Any]) -> dict[str, Any]:
+        (response,) = responses
         return {
             "raw": None,
             "answer": None,

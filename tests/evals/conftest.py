@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -130,6 +131,7 @@ class FakeModel:
     image_size = 16
     resize = "squash"
     vocab_size = 256
+    has_joined_rows = None
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -146,7 +148,9 @@ class FakeModel:
             colour = colour_of(request.prompt.query.images[0])
             rows.append(
                 [
-                    CandidateScore(text, -1.0 if colour in text else -30.0, 3, len(text) - 1, 9)
+                    CandidateScore(
+                        text, -1.0 if colour in text else -30.0, 3, len(text) - 1, 9, -20.0
+                    )
                     for text in request.candidates
                 ]
             )
@@ -161,6 +165,10 @@ class FakeModel:
             text = f" {colour}\nQuestion: more" if is_question else f" a {colour} square."
             answers.append(Generated(text, 4, False))
         return answers
+
+    def image_features(self, pictures: Sequence[bytes]) -> np.ndarray:
+        names = list(COLOURS)
+        return np.eye(len(names), dtype=np.float32)[[names.index(colour_of(p)) for p in pictures]]
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[TextScore]:
         return [TextScore(-1.5 * len(text), len(text), len(text.encode())) for text in texts]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from evals.command import main
-from evals.tasks import suite_cells
+from evals.tasks import LOCAL_TASKS, suite_cells
 from mllm.errors import UserError
 from tests.evals.test_exported import export  # noqa: F401 (a fixture)
 
@@ -56,9 +56,15 @@ def test_the_whole_demo_suite_on_a_real_export(
 
 def test_suites_share_their_cells():
     demo = suite_cells("demo", None)
-    assert len(demo) == len(set(demo)) == 6
-    assert set(demo) == set(suite_cells("zeroshot", None)) | set(suite_cells("fewshot", None))
-    assert [cell.num_shots for cell in suite_cells("caption", (0, 4))] == [0, 4]
+    assert len(demo) == len(set(demo))
+    both = set(suite_cells("zeroshot", None)) | set(suite_cells("fewshot", None))
+    assert set(demo) == {cell for cell in both if cell.task in LOCAL_TASKS}
+    cells = suite_cells("caption", ("0", "0*", "4"))
+    assert [(cell.num_shots, cell.is_textual) for cell in cells] == [
+        (0, False),
+        (0, True),
+        (4, False),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,12 @@ def test_suites_share_their_cells():
         (["naming", "--model", ".", "--out", "o", "--shots", "2;4"], "--shots 2;4"),
         (["naming", "--model", ".", "--out", "o", "--shots", "2,2"], "twice"),
         (["text_loss", "--model", ".", "--out", "o", "--shots", "2"], "without shots"),
+        (["naming", "--model", ".", "--out", "o", "--seeds", "a"], "--seeds a"),
+        (["naming", "--model", ".", "--out", "o", "--controls", "deaf"], "no control 'deaf'"),
+        (["naming", "--model", ".", "--out", "o", "--select", "fixed"], "--shots-file"),
+        (["naming", "--model", ".", "--out", "o", "--data", "nowhere=x"], "named 'nowhere'"),
+        (["naming", "--out", "o", "--rescore", "--data", "absent"], "mllm corpora demo"),
+        (["demo", "--model", ".", "--out", "o", "--workers", "0"], "--workers 0"),
         (["demo", "--model", ".", "--out", "o", "--limit", "0"], "--limit 0"),
         (["demo", "--model", ".", "--out", "o", "--limit", "5", "--full"], "exclude each other"),
         (["demo", "--model", ".", "--out", "o", "--data", "absent"], "mllm corpora demo"),
@@ -90,7 +102,7 @@ def test_the_installed_command_lists_what_is_ready(data_dir: Path, tmp_path: Pat
     done = subprocess.run(
         [*command, "list", "--data", str(data_dir), "--json"], capture_output=True, text=True
     )
-    states = {row["name"]: row["state"] for row in json.loads(done.stdout)["suites"]}
+    states = {row["name"]: row["state"] for row in json.loads(done.stdout)["tasks"]}
     assert states["naming"] == states["text_loss"] == "ready"
     missing = subprocess.run(
         [*command, "naming", "--model", str(tmp_path), "--data", "absent", "--out", "o"],
@@ -99,4 +111,7 @@ def test_the_installed_command_lists_what_is_ready(data_dir: Path, tmp_path: Pat
         cwd=tmp_path,
     )
     assert missing.returncode == 2 and missing.stdout == ""
-    assert missing.stderr.count("\n") == 1 and "absent/eval/naming_final" in missing.stderr
+    assert (
+        missing.stderr.count("\n") == 1
+        and "absent: no such folder for the data of naming" in missing.stderr
+    )

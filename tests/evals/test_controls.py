@@ -7,15 +7,14 @@ import pytest
 
 from corpora.document import ImageSegment, TextSegment
 from evals.api import Exemplar, Prompt, Query
-from evals.controls import (
-    derange,
+from evals.baselines import (
     neighbour_choices,
     pixel_distances,
     question_only,
     read_gallery,
     unigram_log_probs,
-    with_pictures_of,
 )
+from evals.controls import derange, with_pictures_of
 from evals.tasks.easy_vqa import EasyVqa
 from evals.tasks.naming import Naming
 from evals.tasks.text_loss import TextLoss

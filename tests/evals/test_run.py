@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 
 from evals.api import Baselines
-from evals.run import CellOptions, _verdicts, run_cell
-from evals.scoring import mean_se, ratio_se
+from evals.options import TaskOptions
+from evals.run import CellOptions, run_cell, verdicts
 from evals.select import by_hash, select
 from evals.table import verdict_lines
-from evals.tasks import TASKS
+from evals.tasks import LOCAL_TASKS
 from evals.tasks.caption import Caption
 from evals.tasks.easy_vqa import EasyVqa
 from evals.tasks.naming import Naming
 from evals.tasks.text_loss import TextLoss
+from evals.uncertainty import mean_se, ratio_se
 from mllm.errors import UserError
 from tests.evals.conftest import FakeModel
 
@@ -35,7 +36,7 @@ def test_a_model_that_sees_scores_all_and_its_blind_control_nothing(
     assert cell["verdicts"][0]["relation"] == "level with"  # the neighbour is right everywhere too
     row = rows_of(tmp_path / "naming_final/k0/seed0/samples.jsonl")[0]
     assert row["corpus"] == "naming_final" and row["n_images"] == 1 and len(row["candidates"]) == 5
-    assert set(row["candidates"][0]) == {"text", "ll", "n_tok", "n_char", "n_byte"}
+    assert set(row["candidates"][0]) == {"text", "ll", "n_tok", "n_char", "n_byte", "ll_uncond"}
     assert row["n_prompt_tokens"] == 1 + 6 + len("An image of")
 
 
@@ -72,7 +73,7 @@ def test_every_seed_of_few_shot_has_its_own_rows(data_dir: Path, fake: FakeModel
 def test_a_killed_run_resumes_to_the_same_bytes_in_the_same_batches(
     data_dir: Path, fake: FakeModel, tmp_path: Path
 ):
-    options = replace(OPTIONS, is_blind=False)
+    options = replace(OPTIONS, controls=())
     whole = run_cell(Naming(data_dir), fake, options, tmp_path / "whole")
     path = "naming_final/k0/seed0/samples.jsonl"
     run_cell(Naming(data_dir), FakeModel(), options, tmp_path / "cut")
@@ -133,22 +134,22 @@ def test_few_shot_says_what_no_shots_score_on_the_same_queries(
 
 
 def test_gaps_are_paired_and_each_has_its_own_error(data_dir: Path, fake: FakeModel):
-    task = Naming(data_dir)
+    task = EasyVqa(data_dir)
     rows = {0: [{"id": str(i), "score": float(i % 2)} for i in range(10)]}
     flat = {str(i): 0.0 for i in range(10)}
     same = {str(i): float(i % 2) for i in range(10)}
     made = Baselines(others={"same": 50.0, "unpaired": 50.0, "flat": 0.0})
     made = replace(made, row_scores={"same": same, "flat": flat})
-    verdicts = {v["baseline"]: v["se"] for v in _verdicts(task, rows, 50.0, 7.0, made)}
-    assert verdicts["same"] == 0.0 and verdicts["unpaired"] == 7.0
+    found = {v["baseline"]: v["se"] for v in verdicts(task, rows, 50.0, 7.0, made)}
+    assert found["same"] == 0.0 and found["unpaired"] == 7.0
     error = 100 * mean_se([float(i % 2) for i in range(10)])
-    assert verdicts["flat"] == pytest.approx(error, abs=1e-4)
+    assert found["flat"] == pytest.approx(error, abs=1e-4)
 
 
 def test_the_gap_of_a_loss_weighs_documents_by_tokens(data_dir: Path):
     rows = {0: [{"id": "a", "score": 2.0, "n_tok": 10}, {"id": "b", "score": 3.0, "n_tok": 90}]}
     made = Baselines(others={"unigram": 4.0}, row_scores={"unigram": {"a": 4.0, "b": 4.0}})
-    (verdict,) = _verdicts(TextLoss(data_dir), rows, 2.9, 1.0, made)
+    (verdict,) = verdicts(TextLoss(data_dir), rows, 2.9, 1.0, made)
     assert verdict["se"] == pytest.approx(ratio_se([-20.0, -90.0], [10, 90]), abs=1e-4)
 
 
@@ -163,7 +164,7 @@ def test_the_gap_of_captions_is_paired_by_picture(data_dir: Path):
     made = Baselines(
         others={"twin": 1.0}, row_scores={"twin": dict(zip(said, scores, strict=True))}
     )
-    (verdict,) = _verdicts(task, {0: rows}, 1.0, 9.0, made)
+    (verdict,) = verdicts(task, {0: rows}, 1.0, 9.0, made)
     assert verdict["se"] == 0.0 and verdict["relation"] == "level with"
 
 
@@ -191,6 +192,6 @@ def test_a_smaller_limit_takes_a_subset():
 
 
 def test_all_tasks_can_be_made_and_say_their_settings(data_dir: Path):
-    for name, (make, _) in TASKS.items():
-        task = make(data_dir, "development")
+    for name, info in LOCAL_TASKS.items():
+        task = info.make(data_dir, TaskOptions(split="development"))
         assert task.name == name and task.settings and task.ids()

@@ -11,11 +11,10 @@ from evals.scoring import (
     binomial_se,
     bootstrap_se,
     exact_match,
-    mean_se,
-    ratio_se,
     vqa_accuracy,
     vqa_normalise,
 )
+from evals.uncertainty import mean_se, ratio_se
 
 
 def test_norms_choose_different_candidates():
