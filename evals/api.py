@@ -396,9 +396,11 @@ class Support:
         ids: Sorted, so that the order of shards changes nothing.
         fingerprint: Over ids and content.
         label: The class that `--select balanced` evens out; None where that is the answer.
+        own: The part of it that one query's shots are drawn from; None where that is all of it.
     """
 
     ids: tuple[str, ...]
     fingerprint: str
     read: Callable[[str], Exemplar]
     label: Callable[[str], str] | None = None
+    own: "Callable[[Query], Support] | None" = None

@@ -105,7 +105,7 @@ def balanced_order(key: str, support: Support) -> Iterator[int]:
     names = sorted(classes)
     turns = [names[i] for i in draw_order(f"{key}\nclasses", len(names))]
     members = {
-        name: (classes[name][i] for i in draw_order(f"{key}\n{name}", len(classes[name])))
+        name: map(classes[name].__getitem__, draw_order(f"{key}\n{name}", len(classes[name])))
         for name in names
     }
     while turns:
@@ -229,12 +229,18 @@ def build_prompts(
     """
     if num_shots == 0:
         return [Prompt((), query, separator) for query in queries]
-    exemplars = limited(support(), selection.support_size)
+    whole = support()
+    exemplars = limited(whole, selection.support_size)
+    if whole.own and selection.how not in ("random", "balanced"):
+        raise UserError(
+            f"--select {selection.how}: each query of {task} has exemplars of its own; use random "
+            f"or balanced"
+        )
     prompts = []
     for query in queries:
         shots = draw_shots(
             query,
-            exemplars,
+            limited(whole.own(query), selection.support_size) if whole.own else exemplars,
             seed=seed,
             task=task,
             split=split,

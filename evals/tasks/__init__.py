@@ -13,6 +13,7 @@ from evals.data import DEMO, DataPaths
 from evals.options import TaskOptions
 from evals.tasks.caption import Caption
 from evals.tasks.easy_vqa import EasyVqa
+from evals.tasks.incontext import InContext
 from evals.tasks.naming import SPLITS, Naming
 from evals.tasks.text_loss import TextLoss
 from mllm.errors import UserError
@@ -85,7 +86,18 @@ LOCAL_TASKS: dict[str, TaskInfo] = {
     ),
 }
 
-TASKS: dict[str, TaskInfo] = {**LOCAL_TASKS}
+IN_CONTEXT = TaskInfo(
+    "labels that nothing but the shots defines, for pictures of nameless classes",
+    InContext,
+    "incontext",
+    "eval/incontext_test, eval/incontext_support",
+    "mllm corpora incontext --out DIR",
+    limit=400,
+    shots=(0, 2, 4, 8),
+    fewshot_limit=400,
+)
+
+TASKS: dict[str, TaskInfo] = {**LOCAL_TASKS, "incontext": IN_CONTEXT}
 
 SUITES = {
     "zeroshot": "every task at k = 0 whose data is there",
