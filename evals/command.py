@@ -4,24 +4,24 @@ import argparse
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from evals.api import SEPARATORS
 from evals.data import DEFAULT_DEMO_DIR, read_data_paths
 from evals.options import (
     CONSTRAINTS,
+    CONTROLS,
     LANGUAGE_STYLES,
     MATCHES,
     PROMPT_STYLES,
     SHOWN_ANSWERS,
     TaskOptions,
 )
+from evals.scoring import NORM_NAMES
 from evals.shots import HOWS
-from evals.tasks import SPLIT_NAMES, SUITES, TASKS, make_task
+from evals.tasks import SPLIT_NAMES, SUITES, TASKS, data_names, make_task
 from mllm.command import Parser, print_json, stdout_is_json
 from mllm.errors import UserError
-
-NORMS = ("sum", "token", "char", "byte", "uncond")
-CONTROL_NAMES = ("blind", "no_picture", "permuted", "own")
 
 EXAMPLES = """examples:
   mllm eval demo --model runs/demo/export --out runs/demo/eval
@@ -29,9 +29,10 @@ EXAMPLES = """examples:
   mllm eval naming --model runs/demo/export --shots 0,2,4 --seeds 0,1,2 --limit 100 --out /tmp/k
   mllm eval vqav2 --model EXPORT --data coco=/data/coco --shots '0*,4' --workers 2 --out eval
   torchrun --nproc-per-node 8 -m mllm.cli eval zeroshot --model EXPORT --data data.yaml --out eval
+  mllm eval naming --checkpoints runs/demo/pretrain --out runs/demo/over-training
   mllm eval list
   mllm eval score --task vqav2 --predictions answers.json --annotations val.json
-  mllm eval --harness lm_eval piqa --model EXPORT --out eval
+  mllm eval --harness lm_eval TASKS --tasks-dir DIR --model runs/demo/export --out /tmp/lm_eval
 
 Rows are appended as they are done; the same command continues in the same --out."""
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
         from evals.score_command import main as score
 
         return score(argv[1:])
-    if "--harness" in argv:
+    if any(arg == "--harness" or arg.startswith("--harness=") for arg in argv):
         from evals.harness.command import main as harness
 
         return harness(argv)
@@ -50,23 +51,44 @@ def main(argv: list[str]) -> int:
     if args.suites == ["list"]:
         return _list(args)
     _check(args)
-    from evals.evaluate import evaluate
-
     if args.json:
         with stdout_is_json():
-            results = evaluate(args)
-        if results is not None:
-            print_json(results)
+            content = _ask(args)
+        if content is not None:
+            print_json(content)
         return 0
-    results = evaluate(args)
-    if results is not None:
-        from evals.table import print_scores
-
-        print_scores(results["cells"])
-        for line in results["left_out"]:
-            print(f"left out: {line}")
-        print(f"{args.out / 'results.json'}: {results['time_seconds']:.0f} s")
+    content = _ask(args)
+    if content is not None:
+        _print(args, content)
     return 0
+
+
+def _ask(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What results.json or checkpoints.json holds; None on a process that only asks."""
+    if args.checkpoints is not None:
+        from evals.checkpoints import evaluate_checkpoints
+
+        return evaluate_checkpoints(args)
+    from evals.evaluate import evaluate
+
+    return evaluate(args)
+
+
+def _print(args: argparse.Namespace, content: dict[str, Any]) -> None:
+    from evals.table import left_out_lines, print_scores, print_steps
+
+    if args.checkpoints is not None:
+        from evals.checkpoints import cells_by_step
+
+        print_steps(cells_by_step(content["steps"]))
+        print(f"{args.out / 'checkpoints.json'}: {len(content['steps'])} steps of {content['run']}")
+    else:
+        print_scores(content["cells"])
+        for line in left_out_lines(content["left_out"]):
+            print(f"left out: {line}")
+        print(f"{args.out / 'results.json'}: {content['time_seconds']:.0f} s")
+    if args.has_report:
+        print(f"{args.out / 'report.html'}: open it in a browser")
 
 
 def _parser() -> Parser:
@@ -78,6 +100,10 @@ def _parser() -> Parser:
     parser.add_argument("suites", nargs="+", metavar="SUITE", help="suites, tasks, or `list`")
     parser.add_argument("--model", type=Path, help="export folder")
     parser.add_argument(
+        "--checkpoints", type=Path, metavar="RUN", help="every checkpoint of a run, over its steps"
+    )
+    parser.add_argument("--keep", action="store_true", help="leave the exports of --checkpoints")
+    parser.add_argument(
         "--data",
         action="append",
         default=[],
@@ -86,6 +112,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("--out", type=Path, help="folder of samples.jsonl and results.json")
     parser.add_argument("--json", action="store_true", help="print results.json on stdout")
+    parser.add_argument(
+        "--no-report", action="store_false", dest="has_report", help="write no report.html"
+    )
     parser.add_argument("--rescore", action="store_true", help="measure the rows of --out again")
 
     which = parser.add_argument_group("which queries")
@@ -93,7 +122,7 @@ def _parser() -> Parser:
         "--split",
         choices=SPLIT_NAMES,
         default="final",
-        help="naming and captions: tune on `development`, report `final` (default)",
+        help="of the demo's sets: tune on `development`, report `final` (default; `test` of most)",
     )
     which.add_argument("--limit", type=int, help="at most this many queries a cell, by id hash")
     which.add_argument("--full", action="store_true", help="all queries")
@@ -107,19 +136,23 @@ def _parser() -> Parser:
     shots.add_argument("--select", choices=HOWS, default="random", help="how they are chosen")
     shots.add_argument("--shots-file", type=Path, help="exemplar ids of --select fixed")
     shots.add_argument("--support", type=int, metavar="N", help="draw from N samples, by id hash")
-    shots.add_argument("--separator", choices=SEPARATORS, default="eos", help="between exemplars")
+    shots.add_argument(
+        "--separator",
+        choices=SEPARATORS,
+        help="between exemplars (default eos; blank_line for --language-style lm_eval)",
+    )
     shots.add_argument("--shown-answer", choices=SHOWN_ANSWERS, default="majority", help="of ten")
 
     asking = parser.add_argument_group("prompts and answers")
     asking.add_argument("--prompt-style", choices=PROMPT_STYLES, default="kosmos")
     asking.add_argument("--language-style", choices=LANGUAGE_STYLES, default="kosmos")
-    asking.add_argument("--norm", choices=NORMS, help="headline norm of ranking tasks")
+    asking.add_argument("--norm", choices=NORM_NAMES, help="headline norm of ranking tasks")
     asking.add_argument("--num-beams", type=int)
     asking.add_argument("--max-new-tokens", type=int)
     asking.add_argument("--length-penalty", type=float)
     asking.add_argument("--no-repeat-ngram", type=int)
     asking.add_argument("--stop", action="append", default=[], dest="stops", help="ends an answer")
-    asking.add_argument("--constraint", choices=CONSTRAINTS, default="trie", help="of names")
+    asking.add_argument("--constraint", choices=CONSTRAINTS, help="of answers to names")
     asking.add_argument("--okvqa-match", choices=MATCHES, default="raw")
 
     running = parser.add_argument_group("running")
@@ -128,7 +161,7 @@ def _parser() -> Parser:
     running.add_argument(
         "--controls",
         default="blind,permuted,own",
-        help=f"of {','.join(CONTROL_NAMES)}, or none (default blind,permuted,own)",
+        help=f"of {','.join(CONTROLS)}, or none (default blind,permuted,own)",
     )
     return parser
 
@@ -162,10 +195,10 @@ def controls(args: argparse.Namespace) -> tuple[str, ...]:
         return ()
     names = _distinct("--controls", args.controls)
     for name in names:
-        if name not in CONTROL_NAMES:
+        if name not in CONTROLS:
             raise UserError(
                 f"--controls {args.controls}: no control {name!r}; one of "
-                f"{', '.join(CONTROL_NAMES)}, or none"
+                f"{', '.join(CONTROLS)}, or none"
             )
     return names
 
@@ -187,7 +220,8 @@ def _check(args: argparse.Namespace) -> None:
         takes_none = name == "zeroshot" or (name in TASKS and not TASKS[name].takes_shots)
         if takes_none and labels not in (None, ("0",)):
             raise UserError(f"--shots {args.shots}: {name} is run without shots; leave --shots out")
-    if args.model is None and not args.rescore:
+    _check_checkpoints(args)
+    if args.model is None and not args.rescore and args.checkpoints is None:
         raise UserError("--model is missing; see `mllm eval --help` for examples")
     if args.out is None:
         raise UserError("--out is missing; see `mllm eval --help` for examples")
@@ -205,9 +239,21 @@ def _check(args: argparse.Namespace) -> None:
     controls(args)
 
 
+def _check_checkpoints(args: argparse.Namespace) -> None:
+    if args.checkpoints is None:
+        if args.keep:
+            raise UserError("--keep: leaves the exports of --checkpoints RUN; give that too")
+        return
+    for flag, given in (("--model", args.model), ("--rescore", args.rescore)):
+        if given:
+            raise UserError(f"--checkpoints and {flag} exclude each other; drop one")
+    if not args.checkpoints.is_dir():
+        raise UserError(f"--checkpoints {args.checkpoints}: no such folder; name a run folder")
+
+
 def _list(args: argparse.Namespace) -> int:
     """What there is, what it reads, where that comes from, and whether it is there."""
-    paths = read_data_paths(args.data, _data_names())
+    paths = read_data_paths(args.data, data_names())
     options = task_options(args)
     rows = []
     for name, info in TASKS.items():
@@ -235,7 +281,3 @@ def _list(args: argparse.Namespace) -> int:
 
     print_tasks(SUITES, rows)
     return 0
-
-
-def _data_names() -> set[str]:
-    return {*TASKS, *(info.data for info in TASKS.values())}

@@ -14,14 +14,17 @@ from dataclasses import replace
 
 from corpora.document import ImageSegment
 from evals.api import Prompt, Query, Task
-from evals.shots import picture_hash, without_pictures
+from evals.shots import draw_order, pictures_of, segment_hash, without_pictures
 
 
 def blinded(
     prompts: Sequence[Prompt], gold_class: Callable[[Query], str], seed: int
 ) -> list[Prompt] | None:
-    """The prompts with another query's pictures; None where the pictures allow no exchange."""
-    donors = derange([prompt.query for prompt in prompts], gold_class, seed)
+    """The prompts with another query's pictures, of another class where that can be done for all:
+    not where a class has more than half of the queries. None where the pictures allow no exchange.
+    """
+    queries = [prompt.query for prompt in prompts]
+    donors = derange(queries, gold_class, seed) or derange(queries, lambda query: query.id, seed)
     if donors is None:
         return None
     return [replace(p, query=with_pictures_of(p.query, donors[p.query.id])) for p in prompts]
@@ -35,6 +38,17 @@ def unpictured(prompts: Sequence[Prompt]) -> list[Prompt]:
 def permuted(prompts: Sequence[Prompt], task: Task, seed: int) -> list[Prompt]:
     """The prompts whose shots show other answers, by `Task.permuted`."""
     return [task.permuted(prompt, f"{seed}\n{prompt.query.id}") for prompt in prompts]
+
+
+def redealt(prompt: Prompt, key: str) -> Prompt:
+    """The prompt whose shots show each other's answers, dealt uniformly: what `Task.permuted` does
+    where an answer of another prompt would mean nothing."""
+    order = draw_order(f"{key}\npermuted", len(prompt.shots))
+    shots = tuple(
+        replace(shot, answer=prompt.shots[place].answer)
+        for shot, place in zip(prompt.shots, order, strict=True)
+    )
+    return replace(prompt, shots=shots)
 
 
 def derange(
@@ -70,7 +84,7 @@ def _derange(
     def mixed(text: str) -> bytes:
         return hashlib.sha256(f"{seed}\n{text}".encode()).digest()
 
-    content = {q.id: "".join(picture_hash(data) for data in q.images) for q in queries}
+    content = {q.id: "".join(map(segment_hash, pictures_of(q.segments))) for q in queries}
     kind = {q.id: gold_class(q) for q in queries}
 
     def is_bad(query: Query, donor: Query) -> bool:

@@ -6,15 +6,20 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from evals.api import Task
+from evals.api import Separator, Task
 from evals.command import controls, seeds, shot_labels, task_options
 from evals.data import read_data_paths
 from evals.rows import Share
-from evals.shots import Selection, read_fixed
-from evals.tasks import TASKS, CellSpec, make_task, suite_cells
+from evals.shots import DoesNotFit, Selection, read_fixed
+from evals.table import language_averages
+from evals.tasks import TASKS, CellSpec, data_names, make_task, suite_cells
+from evals.tasks.sources import MissingSet
 from mllm import dist
 from mllm.errors import UserError
 from mllm.files import write_json
@@ -28,22 +33,40 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     `is_complete` and `time_seconds` are of this command; cells of earlier ones on the same model
     stay. None on a process that only asks.
     """
-    started = time.perf_counter()
-    specs, tasks, left_out = _cells(args)  # before torch, so that a missing corpus is said at once
+    specs, tasks, left_out = cells_of(args)  # before torch, so that missing data is said at once
     if args.rescore:
         from evals.rescore import rescore
 
-        return rescore(args.out, tasks)
+        results: dict[str, Any] | None = rescore(args.out, tasks)
+    else:
+        share, is_measured = find_share()
+        results = run_cells(args, specs, tasks, left_out, share, is_measured)
+    if results is not None and args.has_report:
+        from evals.page import write_page
+
+        found = tasks_of(args, results["cells"], tasks)
+        write_page(args.out / "report.html", args.out, results, found)
+    return results
+
+
+def run_cells(
+    args: argparse.Namespace,
+    specs: list[CellSpec],
+    tasks: dict[str, Task],
+    left_out: list[str],
+    share: Share,
+    is_measured: bool,
+) -> dict[str, Any] | None:
+    """Asks `args.model` and writes `args.out/results.json`, as `evaluate` says."""
+    started = time.perf_counter()
     if args.workers > 1 and WORKER not in os.environ:
-        _run_workers(
-            args.workers, args.argv
-        )  # they leave all rows on disk; what follows measures them
-    share, is_measured = _share()
+        # They leave all rows on disk; what follows measures them.
+        _run_workers(args.workers, args.argv)
     from evals.exported import ExportedModel
     from evals.run import CellOptions, run_cell, versions
 
     model = ExportedModel(args.model)
-    separator = _separator(args, model)
+    left_out = list(left_out)
     results: dict[str, Any] = {
         "model": str(args.model),
         "model_fingerprint": model.fingerprint,
@@ -61,30 +84,38 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
             is_textual=spec.is_textual,
             seeds=seeds(args),
             limit=None if args.full else args.limit or spec.limit,
-            separator=separator,
-            selection=_selection(args),
+            separator=_separator(args, tasks[spec.task], model),
+            selection=selection_of(args),
             batch_size=args.batch_size,
             controls=controls(args),
             share=share,
             is_measured=is_measured,
         )
-        cell = run_cell(tasks[spec.task], model, options, args.out)
-        if cell is None:
+        try:
+            cell = run_cell(tasks[spec.task], model, options, args.out)
+        except DoesNotFit as error:
+            if spec.task in args.suites:
+                raise
+            left_out.append(f"{spec.task}: {error}")
+            cell = None
+        if not is_measured:
             continue
-        cells[_cell_key(cell)] = cell
+        if cell is not None:
+            cells[_cell_key(cell)] = cell
         results["cells"] = list(cells.values())
+        results["language_average"] = language_averages(results["cells"])
         results["is_complete"] = spec == specs[-1]
         results["time_seconds"] = round(time.perf_counter() - started, 1)
         write_json(args.out / "results.json", results)
     return results if is_measured else None
 
 
-def _cells(args: argparse.Namespace) -> tuple[list[CellSpec], dict[str, Task], list[str]]:
+def cells_of(args: argparse.Namespace) -> tuple[list[CellSpec], dict[str, Task], list[str]]:
     """The cells of the command, their tasks, and what a suite leaves out because data is missing.
 
     A task that was asked for by name must have its data.
     """
-    paths = read_data_paths(args.data, {*TASKS, *(info.data for info in TASKS.values())})
+    paths = read_data_paths(args.data, data_names())
     options, labels = task_options(args), shot_labels(args)
     specs = [spec for name in args.suites for spec in suite_cells(name, labels)]
     specs = list(dict.fromkeys(specs))
@@ -96,7 +127,10 @@ def _cells(args: argparse.Namespace) -> tuple[list[CellSpec], dict[str, Task], l
         try:
             tasks[name] = make_task(name, paths, options)
         except UserError as error:
-            if name in args.suites or paths.is_given(name, TASKS[name].data):
+            is_given = paths.is_given(name, TASKS[name].data)
+            if is_given and isinstance(error, MissingSet):
+                is_given = name in paths.given  # a folder for all tasks may lack the sets of some
+            if name in args.suites or is_given:
                 raise
             left_out[name] = str(error)
     if not tasks:
@@ -104,21 +138,44 @@ def _cells(args: argparse.Namespace) -> tuple[list[CellSpec], dict[str, Task], l
     return [spec for spec in specs if spec.task in tasks], tasks, list(left_out.values())
 
 
-def _selection(args: argparse.Namespace) -> Selection:
+def tasks_of(
+    args: argparse.Namespace, cells: list[dict[str, Any]], tasks: dict[str, Task]
+) -> dict[tuple[str, str], Task]:
+    """By suite and split: a command's tasks, and those of earlier cells whose data is there."""
+    paths = read_data_paths(args.data, data_names())
+    found = {(task.name, task.split): task for task in tasks.values()}
+    for cell in cells:
+        name, split = cell["suite"], cell["split"]
+        if (name, split) in found or name not in TASKS:
+            continue
+        try:
+            task = make_task(name, paths, replace(task_options(args), split=split))
+        except UserError:
+            continue
+        found[name, task.split] = task
+    return found
+
+
+def selection_of(args: argparse.Namespace) -> Selection:
     fixed = read_fixed(args.shots_file) if args.shots_file else ()
     return Selection(args.select, fixed, args.support)
 
 
-def _separator(args: argparse.Namespace, model: Any) -> Any:
+def _separator(args: argparse.Namespace, task: Task, model: Any) -> Separator:
     """`</s>` between shots is familiar from joined rows only: without any, none is used."""
-    if args.separator == "eos" and model.has_joined_rows is False:
-        print(
+    separator: Separator = args.separator or task.separator
+    if separator == "eos" and model.has_joined_rows is False:
+        _warn_once(
             "mllm: warning: no row of this model's training joined documents by </s>, so shots "
-            "stand without a separator; --separator newline is another choice",
-            file=sys.stderr,
+            "stand without a separator; --separator newline is another choice"
         )
         return "none"
-    return args.separator
+    return separator
+
+
+@lru_cache
+def _warn_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _cell_key(cell: dict[str, Any]) -> tuple[str, str, str]:
@@ -142,7 +199,7 @@ def earlier_cells(path: Path, model_fingerprint: str) -> dict[tuple[str, str, st
 # Several processes
 
 
-def _share() -> tuple[Share, bool]:
+def find_share() -> tuple[Share, bool]:
     """This process's part of every cell, and whether it measures.
 
     Ranks of torchrun, deepspeed and srun come as RANK and WORLD_SIZE; workers of `--workers` in a
@@ -156,7 +213,8 @@ def _share() -> tuple[Share, bool]:
     import torch
 
     dist.set_up_environment()
-    torch.distributed.init_process_group("gloo")  # nothing but barriers goes through it
+    # Nothing but barriers goes through it; the first to come may wait long for the last.
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
     return Share(dist.rank(), dist.world_size()), dist.rank() == 0
 
 

@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from corpora.document import ImageSegment, TextSegment
 from evals.api import (
+    SEPARATOR_TEXTS,
     CandidateScore,
     Generated,
     GenerateRequest,
@@ -236,8 +237,8 @@ def flatten(prompt: Prompt) -> list[RankingSegment]:
         row += shot.segments
         if prompt.separator == "eos":
             row.append(END_OF_DOCUMENT)
-        elif prompt.separator == "newline":
-            row.append(TextSegment("\n"))
+        elif prompt.separator in SEPARATOR_TEXTS:
+            row.append(TextSegment(SEPARATOR_TEXTS[prompt.separator]))
     return row + list(prompt.query.segments)
 
 

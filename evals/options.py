@@ -7,12 +7,14 @@ PromptStyle = Literal["kosmos", "openflamingo", "idefics"]
 LanguageStyle = Literal["kosmos", "lm_eval"]
 ShownAnswer = Literal["majority", "first"]
 Match = Literal["raw", "stem"]
-Constraint = Literal["trie", "rank"]
+Constraint = Literal["trie", "rank", "none"]
 PROMPT_STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
 LANGUAGE_STYLES: tuple[LanguageStyle, ...] = get_args(LanguageStyle)
 SHOWN_ANSWERS: tuple[ShownAnswer, ...] = get_args(ShownAnswer)
 MATCHES: tuple[Match, ...] = get_args(Match)
 CONSTRAINTS: tuple[Constraint, ...] = get_args(Constraint)
+# Of a cell: `own` are those that a task brings.
+CONTROLS = ("blind", "no_picture", "permuted", "own")
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class TaskOptions:
     """Choices that hold for a whole command; None leaves a task's own default.
 
     Args:
-        split: Of the demo's naming and caption sets.
+        split: Of the demo's sets.
         prompt_style: Of captions, VQA and HatefulMemes: the paper's, or a peer's, whose published
             scores depend on it.
         language_style: Of the language tasks.
@@ -28,8 +30,8 @@ class TaskOptions:
         stops: Further strings that end an answer.
         shown_answer: Which of ten human answers an exemplar shows.
         okvqa_match: Whether OK-VQA compares answers as typed or stemmed.
-        constraint: How an answer is held to a list of names: by a trie while decoding, or by
-            ranking all names.
+        constraint: How an answer is held to a list of names: by a trie while decoding, by ranking
+            all names, or not at all.
         skip_missing: Queries whose picture is missing are left out and counted.
     """
 
@@ -44,5 +46,5 @@ class TaskOptions:
     stops: tuple[str, ...] = ()
     shown_answer: ShownAnswer = "majority"
     okvqa_match: Match = "raw"
-    constraint: Constraint = "trie"
+    constraint: Constraint | None = None
     skip_missing: bool = False

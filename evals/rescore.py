@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.api import Baselines, Task
+from evals.cell_scores import measure, score_entry
 from evals.rows import Row, gather, read_settings, whole_rows
-from evals.run import measure, score_entry
 from mllm.errors import UserError
 from mllm.files import write_json
 

@@ -1,7 +1,6 @@
 """A cell of the score table: ask every query, append its row, measure once over all rows."""
 
 import hashlib
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,35 +8,35 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from corpora.document import ImageSegment
 from evals.api import (
     Baselines,
-    GenerateRequest,
-    Measured,
     Model,
     Prompt,
     Query,
-    RankRequest,
-    Request,
     Response,
     Separator,
     Task,
-    TextScore,
-    VariantRequest,
 )
+from evals.asking import answer_positions, ask
+from evals.cell_scores import measure, rounded, score_entry, zero_shot_score
 from evals.controls import blinded, permuted, unpictured
 from evals.likeness import rank_by_image, rank_by_text
-from evals.rows import Row, Share, append, clusters, gather, read_settings, resume, whole_rows
+from evals.rows import Row, Share, append, gather, resume
 from evals.select import select
-from evals.shots import Rank, Selection, build_prompts, check_budget, limited, num_positions
-from evals.uncertainty import deviation, mean_se, ratio_se
+from evals.shots import (
+    Rank,
+    Selection,
+    build_prompts,
+    check_budget,
+    limited,
+    num_positions,
+)
 from mllm import dist
 from mllm.command import progress
 from mllm.errors import UserError
 from mllm.files import fingerprint, write_json
 
 VERSIONED = ("torch", "transformers", "numpy", "pillow", "sentencepiece")
-CONTROLS = ("blind", "no_picture", "permuted", "own")
 TEXTUAL_SHOTS = 2  # of `0*`: shots without their pictures
 
 
@@ -105,22 +104,23 @@ def run_cell(
         raise UserError(f"{task.folder}: no queries; check --data and --limit")
     seeds = options.seeds if options.shown > 0 else options.seeds[:1]
     rank = _rank(task, model, options, out_dir)
-    prompts = {seed: _prompts(task, queries, options, seed, rank) for seed in seeds}
-    for seed in seeds:
-        lengths = [_answer_positions(task.request(prompt), model) for prompt in prompts[seed]]
-        check_budget(prompts[seed], lengths, model)
+    built = {seed: _prompts(task, queries, options, seed, rank) for seed in seeds}
+    changed = _controlled(task, built[seeds[0]], seeds[0], options)
+    # All of them before anything is asked: other answers in a control's shots may be longer.
+    prompts = {seed: _fitted(task, model, run) for seed, run in built.items()}
+    controlled = {name: _fitted(task, model, run) for name, run in changed.items()}
     settings = _settings(task, model, queries, options)
     # Before asking, so that missing data shows.
     baselines = task.baselines(queries, model) if options.is_measured else Baselines()
     folder = out_dir / task.folder / options.folder
     cell = _Cell(task, model, options, settings, folder)
     rows = {seed: cell.collect(prompts[seed], seed) for seed in seeds}
-    controls = {
-        name: cell.collect(changed, seeds[0], name)
-        for name, changed in _controlled(task, prompts[seeds[0]], seeds[0], options).items()
-    }
+    controls = {name: cell.collect(run, seeds[0], name) for name, run in controlled.items()}
     if not options.is_measured:
         return None
+    for seed, found in rows.items():
+        if (answers := task.submission(found)) is not None:
+            write_json(cell.run_dir(seed) / "submission.json", answers)
     return _summary(cell, out_dir, queries, rows, controls, baselines)
 
 
@@ -198,37 +198,12 @@ def _digest(pictures: Sequence[bytes]) -> str:
     return fingerprint([hashlib.sha256(data).hexdigest() for data in pictures])
 
 
-def ask(task: Task, model: Model, batch: Sequence[Prompt]) -> list[list[Response]]:
-    """Each prompt's responses: to its request, then to every follow-up, stage by stage."""
-    answers: list[list[Response]] = [[] for _ in batch]
-    requests: list[Request | None] = [task.request(prompt) for prompt in batch]
-    while any(request is not None for request in requests):
-        places = [i for i, request in enumerate(requests) if request is not None]
-        asked = _through_the_door(model, [requests[i] for i in places])  # type: ignore[misc]
-        for i, response in zip(places, asked, strict=True):
-            answers[i].append(response)
-        requests = [
-            task.follow_up(prompt, responses) if request is not None else None
-            for prompt, responses, request in zip(batch, answers, requests, strict=True)
-        ]
-    return answers
-
-
-def _through_the_door(model: Model, requests: list[Request]) -> Sequence[Response]:
-    first = requests[0]
-    if isinstance(first, RankRequest | VariantRequest):
-        return model.loglikelihood(requests)  # type: ignore[arg-type]
-    if isinstance(first, GenerateRequest):
-        return model.generate_until(requests)  # type: ignore[arg-type]
-    texts = [segment.text for r in requests for segment in r.prompt.query.segments]  # type: ignore[union-attr]
-    answers: list[TextScore] = model.loglikelihood_rolling(texts)
-    return answers
-
-
 def _rank(task: Task, model: Model, options: CellOptions, out_dir: Path) -> Rank | None:
     if options.shown == 0 or not options.selection.how.startswith("rices"):
         return None
     support = limited(task.support(), options.selection.support_size)
+    if support.own is not None:
+        return None  # `build_prompts` refuses
     if options.selection.how == "rices_text":
         return rank_by_text(support)
     return rank_by_image(support, model, out_dir / "features")
@@ -251,27 +226,17 @@ def _prompts(
     )
 
 
-def _answer_positions(request: Request, model: Model) -> int:
-    """Positions of the longest answer, pictures of an ending among them."""
-    match request:
-        case RankRequest():
-            return max(len(model.encode(candidate)) for candidate in request.candidates)
-        case VariantRequest():
-            return max(
-                sum(
-                    model.num_latents + 2
-                    if isinstance(segment, ImageSegment)
-                    else len(model.encode(segment.text))
-                    for segment in ending
-                )
-                + len(model.encode(text))
-                for ending, text in zip(request.endings, request.texts, strict=True)
-            )
-        case GenerateRequest(choices=choices) if choices:
-            return max(len(model.encode(choice)) for choice in choices) + 1
-        case GenerateRequest():
-            return request.max_new_tokens
-    return -num_positions(request.prompt, model)  # a rolling text may be longer than the model
+def _fitted(task: Task, model: Model, prompts: list[Prompt]) -> list[Prompt]:
+    """The prompts as they are asked.
+
+    Raises:
+        DoesNotFit: A prompt, its longest answer and what is asked after that exceed the model.
+    """
+    fitted = [task.fitted(prompt, model) for prompt in prompts]
+    later = task.later_positions(model)
+    lengths = [answer_positions(task.request(prompt), model) + later for prompt in fitted]
+    check_budget(fitted, lengths, model)
+    return fitted
 
 
 def _settings(
@@ -322,10 +287,6 @@ def _controlled(
     return {name: changed for name, changed in runs.items() if changed is not None}
 
 
-# ----------------------------------------------------------------------------------------------
-# Numbers
-
-
 def _summary(
     cell: _Cell,
     out_dir: Path,
@@ -350,7 +311,7 @@ def _summary(
     if options.shown > 0:
         ids = [query.id for query in queries]
         seed_dir = cell.folder.parent / "k0" / f"seed{seeds[0]}"
-        scores["extra"] |= _zero_shot(task, cell.settings, ids, seed_dir)
+        scores["extra"] |= zero_shot_score(task, cell.settings, ids, seed_dir)
     return {
         "suite": task.name,
         "split": task.split,
@@ -371,120 +332,3 @@ def _summary(
         "seconds": round(asked_ms / 1000, 1),
         "settings": cell.settings,
     }
-
-
-def score_entry(
-    task: Task, rows: dict[int, list[Row]], samples: dict[int, str], baselines: Baselines
-) -> dict[str, Any]:
-    """What follows from rows alone: the score over seeds, and how it stands to the baselines.
-
-    Args:
-        rows: By seed, in the order of query ids.
-        samples: By seed, where they stand.
-    """
-    per_seed = []
-    for seed, found in rows.items():
-        measured = task.measure(found)
-        numbers = _numbers(measured, len(found))
-        entry = {"seed": seed, **numbers, "extra": measured.extra, "samples": samples[seed]}
-        per_seed.append(entry)
-    scores = [entry["score"] for entry in per_seed if entry["score"] is not None]
-    score = sum(scores) / len(scores) if len(scores) == len(per_seed) else math.nan
-    se = _pooled_se(rows, per_seed, task)
-    return {
-        "score": rounded(score),
-        "se": rounded(se),
-        "verdicts": verdicts(task, rows, score, se, baselines),
-        "seed_sd": rounded(deviation(scores)) if scores else None,
-        "per_seed": per_seed,
-        "extra": dict(per_seed[0]["extra"]),
-    }
-
-
-def measure(task: Task, rows: list[Row]) -> dict[str, Any]:
-    return _numbers(task.measure(rows), len(rows))
-
-
-def _zero_shot(
-    task: Task, settings: dict[str, Any], ids: list[str], seed_dir: Path
-) -> dict[str, float | None]:
-    """The k = 0 score on the same queries, which a few-shot score is to be held against.
-
-    Empty where `seed_dir` lacks rows of the same model and task for all of them.
-    """
-    path, settings_path = seed_dir / "samples.jsonl", seed_dir / "settings.json"
-    if not (path.exists() and settings_path.exists()):
-        return {}
-    before = read_settings(settings_path)
-    decisive = ("model", "device", "dtype", "data", *task.settings)
-    rows = {row["id"]: row for row in whole_rows(path)}
-    if any(before.get(key) != settings[key] for key in decisive) or not rows.keys() >= set(ids):
-        return {}
-    return {"zero_shot_same_queries": rounded(task.measure([rows[i] for i in ids]).score)}
-
-
-def _numbers(measured: Measured, n: int) -> dict[str, Any]:
-    return {"score": rounded(measured.score), "se": rounded(measured.se), "n": n}
-
-
-def rounded(value: float | None) -> float | None:
-    """Four decimals; None where a number has no meaning (JSON has no NaN)."""
-    return None if value is None or math.isnan(value) else round(value, 4)
-
-
-def _pooled_se(rows: dict[int, list[Row]], per_seed: list[dict[str, Any]], task: Task) -> float:
-    """Of the mean over seeds. Seeds share their queries, so queries are the independent unit."""
-    if len(per_seed) == 1:
-        se = per_seed[0]["se"]
-        return math.nan if se is None else se
-    by_query = _mean_scores(task, rows)
-    if by_query is None:  # no mean over queries, such as AUC: seeds are all there is
-        found = [entry["se"] for entry in per_seed if entry["se"] is not None]
-        return sum(found) / len(found) if found else math.nan
-    return _scale(task) * mean_se(by_query, clusters(next(iter(rows.values()))))
-
-
-def _mean_scores(task: Task, rows: dict[int, list[Row]]) -> list[float] | None:
-    """Mean over seeds of each query's score, in query order."""
-    runs = [task.row_scores(run) for run in rows.values()]
-    if any(run is None for run in runs):
-        return None
-    return [sum(column) / len(runs) for column in zip(*runs, strict=True)]  # type: ignore[arg-type]
-
-
-def _scale(task: Task) -> float:
-    return 100.0 if task.unit == "%" else 1.0
-
-
-def verdicts(
-    task: Task,
-    rows: dict[int, list[Row]],
-    score: float,
-    se: float,
-    baselines: Baselines,
-) -> list[dict[str, Any]]:
-    """Model against each baseline; paired by query where the baseline has a score for each."""
-    made = []
-    first = next(iter(rows.values()))
-    scores = _mean_scores(task, rows)
-    for name, value in baselines.others.items():
-        gap_se = se
-        if name in baselines.row_scores and scores is not None:
-            other, weights = baselines.row_scores[name], [task.row_weight(row) for row in first]
-            gaps = [
-                weight * (mine - other[row["id"]])
-                for mine, row, weight in zip(scores, first, weights, strict=True)
-            ]
-            gap_se = _scale(task) * ratio_se(gaps, weights, clusters(first))
-        gain = (score - value) * (1 if task.is_higher_better else -1)
-        is_clear = abs(gain) > 2 * gap_se  # False where se is NaN
-        relation = ("better than" if gain > 0 else "worse than") if is_clear else "level with"
-        made.append(
-            {
-                "baseline": name,
-                "relation": relation,
-                "difference": rounded(score - value),
-                "se": rounded(gap_se),
-            }
-        )
-    return made

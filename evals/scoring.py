@@ -1,9 +1,11 @@
-"""Numbers from answers: norms for ranking, standard errors, VQA accuracy, exact match."""
+"""Numbers from answers: norms for ranking, AUC, standard errors, VQA accuracy, EM and F1."""
 
 import math
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,14 +17,90 @@ NORMS: dict[str, Callable[[CandidateScore], float]] = {
     "token": lambda candidate: candidate.ll / candidate.num_tokens,
     "char": lambda candidate: candidate.ll / candidate.num_chars,
     "byte": lambda candidate: candidate.ll / candidate.num_bytes,
-    "uncond": lambda candidate: candidate.ll - (candidate.ll_uncond or 0.0),
 }
+UNCOND = "uncond"  # the fifth norm, which needs a second pass: see `CandidateScore.ll_uncond`
+NORM_NAMES = (*NORMS, UNCOND)
+
+
+def candidate_score(candidate: CandidateScore, norm: str) -> float:
+    """What candidates are compared by under `norm`."""
+    if norm != UNCOND:
+        return NORMS[norm](candidate)
+    if candidate.ll_uncond is None:
+        raise ValueError(f"{candidate.text!r} has no log-likelihood given an empty prompt")
+    return candidate.ll - candidate.ll_uncond
 
 
 def best_candidate(candidates: Sequence[CandidateScore], norm: str) -> int:
     """Index of the highest score under `norm`; the first on ties."""
-    scores = [NORMS[norm](candidate) for candidate in candidates]
+    scores = [candidate_score(candidate, norm) for candidate in candidates]
     return scores.index(max(scores))
+
+
+def accuracy_by_norm(
+    answers: Sequence[Sequence[CandidateScore]], golds: Sequence[int]
+) -> dict[str, float]:
+    """Share (0 to 1) of queries whose best candidate is the gold one, under every norm.
+
+    Args:
+        answers: The candidates of each query.
+        golds: Index of each query's right candidate.
+
+    Returns:
+        Norm to accuracy; `uncond` only where every candidate has its `ll_uncond`.
+    """
+    norms = list(NORMS)
+    if all(candidate.ll_uncond is not None for row in answers for candidate in row):
+        norms.append(UNCOND)
+    return {
+        norm: sum(
+            best_candidate(candidates, norm) == gold
+            for candidates, gold in zip(answers, golds, strict=True)
+        )
+        / len(golds)
+        for norm in norms
+    }
+
+
+def macro_f1(golds: Sequence[Hashable], answers: Sequence[Hashable]) -> float:
+    """Plain mean of the F1 (0 to 1) of every class that occurs as a gold or as an answer."""
+    gold_counts, answer_counts = Counter(golds), Counter(answers)
+    right = Counter(gold for gold, answer in zip(golds, answers, strict=True) if gold == answer)
+    classes = gold_counts | answer_counts
+    scores = [2 * right[c] / (gold_counts[c] + answer_counts[c]) for c in classes]
+    return sum(scores) / len(scores)
+
+
+def roc_auc(labels: Sequence[bool], scores: Sequence[float]) -> float | None:
+    """P(a positive scores higher) + P(the two score the same) / 2; None with one class alone.
+
+    Args:
+        labels: Whether each query is a positive.
+        scores: Higher for positives. Keep float32 or better: lower precision makes ties.
+    """
+    is_positive = np.asarray(labels, bool)
+    num_positive = int(is_positive.sum())
+    num_pairs = num_positive * (len(is_positive) - num_positive)
+    if num_pairs == 0:
+        return None
+    _, group, sizes = np.unique(np.asarray(scores, float), return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[group]  # the mean rank within a tie, from 1
+    wins = ranks[is_positive].sum() - num_positive * (num_positive + 1) / 2
+    return float(wins / num_pairs)
+
+
+def roc_auc_se(
+    labels: Sequence[bool], scores: Sequence[float], num_draws: int = 1000, seed: int = 0
+) -> float:
+    """Standard deviation of the AUC over resampled images; draws of one class alone are left out.
+
+    Seeded; NaN below two draws that count.
+    """
+    is_positive, values = np.asarray(labels, bool), np.asarray(scores, float)
+    generator = np.random.default_rng(seed)
+    drawn = (generator.integers(len(values), size=len(values)) for _ in range(num_draws))
+    areas = [a for d in drawn if (a := roc_auc(is_positive[d], values[d])) is not None]  # type: ignore[arg-type]
+    return float(np.std(areas, ddof=1)) if len(areas) > 1 else math.nan
 
 
 def binomial_se(share: float, n: int) -> float:
@@ -35,8 +113,11 @@ def bootstrap_se(values: Sequence[float], num_draws: int = 1000, seed: int = 0) 
     if len(values) < 2:
         return math.nan
     array = np.asarray(values, float)
-    draws = np.random.default_rng(seed).integers(len(array), size=(num_draws, len(array)))
-    return float(array[draws].mean(axis=1).std(ddof=1))
+    generator = np.random.default_rng(seed)
+    means = [  # a draw at a time: all at once would hold num_draws x n numbers
+        array[generator.integers(len(array), size=len(array))].mean() for _ in range(num_draws)
+    ]
+    return float(np.std(means, ddof=1))
 
 
 def plain(text: str) -> str:
@@ -60,6 +141,18 @@ def exact_match(answer: str, gold: str) -> float:
     return float(exact_match_normalise(answer) == exact_match_normalise(gold))
 
 
+def token_f1(answer: str, gold: str) -> float:
+    """F1 of the words both hold, each as often as it occurs, after `exact_match_normalise`.
+
+    Where either side is empty: 1.0 if both are, else 0.0.
+    """
+    given, wanted = (exact_match_normalise(text).split() for text in (answer, gold))
+    if not given or not wanted:
+        return float(given == wanted)
+    common = (Counter(given) & Counter(wanted)).total()
+    return 2 * common / (len(given) + len(wanted))
+
+
 # ----------------------------------------------------------------------------------------------
 # VQA accuracy, as GT-Vision-Lab/VQA computes it, but leaving one human out by index
 
@@ -81,6 +174,7 @@ def vqa_clean(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=1 << 17)  # a data set's millions of answers are some ten thousand
 def vqa_normalise(text: str) -> str:
     """The official answer normalisation: punctuation, full stops, numbers, articles, contractions.
 
@@ -111,6 +205,7 @@ def vqa_accuracy(answer: str, human_answers: Sequence[str], mode: str = "officia
     if mode == "always" or len(set(humans)) > 1:
         humans = [vqa_normalise(human) for human in humans]
         answer = vqa_normalise(answer)
-    matches = [human == answer for human in humans]
-    total = sum(matches)
-    return sum(min(1.0, (total - match) / 3) for match in matches) / len(matches)
+    n, matches = len(humans), humans.count(answer)
+    # By index: a human who agrees is left out of the matches, one who does not is not among them.
+    agreeing, others = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
+    return (matches * agreeing + (n - matches) * others) / n

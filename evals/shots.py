@@ -14,17 +14,31 @@ put in order for a query is `Selection.how`:
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from corpora.document import ImageSegment, TextSegment
-from evals.api import Exemplar, Model, Prompt, Query, Separator, Support
+from corpora.document import ImageSegment, Segment, TextSegment
+from evals.api import (
+    SEPARATOR_TEXTS,
+    Exemplar,
+    ImageFile,
+    Model,
+    Prompt,
+    Query,
+    Separator,
+    Support,
+)
 from evals.select import by_hash
 from mllm.errors import UserError
 from mllm.files import fingerprint
+
+
+class DoesNotFit(UserError):
+    """Prompts longer than the model: a suite goes without such a cell and says so."""
+
 
 How = Literal["random", "balanced", "rices_image", "rices_text", "fixed"]
 HOWS: tuple[How, ...] = ("random", "balanced", "rices_image", "rices_text", "fixed")
@@ -77,9 +91,11 @@ def read_fixed(path: Path) -> tuple[str, ...]:
 
 
 def limited(support: Support, size: int | None) -> Support:
-    """At most `size` samples of a support set, by id hash."""
+    """At most `size` samples of a support set, by id hash; of one in rounds the first."""
     if size is None or size >= len(support.ids):
         return support
+    if support.round_size is not None:
+        return replace(support, ids=support.ids[:size])
     ids = tuple(sorted(by_hash(support.ids)[:size]))
     return replace(support, ids=ids, fingerprint=fingerprint([support.fingerprint, list(ids)]))
 
@@ -97,6 +113,13 @@ def draw_order(key: str, num_items: int) -> Iterator[int]:
         chosen = position + int.from_bytes(digest[:8], "big") % (num_items - position)
         yield moved.get(chosen, chosen)
         moved[chosen] = moved.get(position, position)
+
+
+def rounds_order(key: str, num_items: int, round_size: int) -> Iterator[int]:
+    """Items 0..num_items-1 round by round, those of a round in an order that `key` decides."""
+    for start in range(0, num_items, round_size):
+        size = min(round_size, num_items - start)
+        yield from (start + place for place in draw_order(f"{key}\n{start}", size))
 
 
 def balanced_order(key: str, support: Support) -> Iterator[int]:
@@ -135,6 +158,26 @@ def picture_hash(data: bytes) -> str:
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
+def segment_hash(segment: ImageSegment) -> str:
+    """`picture_hash` of a picture in a prompt.
+
+    Raises:
+        UserError: It is a file that does not open.
+    """
+    try:
+        return picture_hash(segment.data)
+    except ValueError as error:
+        if isinstance(segment, ImageFile):
+            raise UserError(
+                f"{segment.path}: does not open as a picture ({error}); download it again"
+            ) from None
+        raise
+
+
+def pictures_of(segments: Iterable[Segment]) -> list[ImageSegment]:
+    return [segment for segment in segments if isinstance(segment, ImageSegment)]
+
+
 def draw_shots(
     query: Query,
     support: Support,
@@ -158,14 +201,14 @@ def draw_shots(
     if num_shots == 0:
         return ()
     key = "\n".join((str(seed), task, split, support.fingerprint, query.id))
-    own_pictures = {picture_hash(data) for data in query.images}
+    own_pictures = {segment_hash(picture) for picture in pictures_of(query.segments)}
     shots: list[Exemplar] = []
     for place in _order(query, support, key, selection, rank):
         if support.ids[place] == query.id:
             continue
         exemplar = support.read(support.ids[place])
         is_own = (
-            not own_pictures.isdisjoint(picture_hash(data) for data in exemplar.images)
+            not own_pictures.isdisjoint(map(segment_hash, pictures_of(exemplar.question)))
             if own_pictures
             else exemplar.question == query.segments
         )
@@ -190,6 +233,8 @@ def _order(
         case "rices_image" | "rices_text":
             assert rank is not None
             return iter(rank(query))
+    if support.round_size is not None:
+        return rounds_order(key, len(support.ids), support.round_size)
     return draw_order(key, len(support.ids))
 
 
@@ -256,10 +301,12 @@ def build_prompts(
 
 def text_tokens(prompt: Prompt, model: Model) -> int:
     """Tokens of all text in a prompt, separators included, without `<s>`."""
-    num_separators = 0 if prompt.separator == "none" else len(prompt.shots)
+    per_shot = 1 if prompt.separator == "eos" else 0
+    if text := SEPARATOR_TEXTS.get(prompt.separator):
+        per_shot = len(model.encode(text))
     parts = (*(shot.segments for shot in prompt.shots), prompt.query.segments)
     texts = [s.text for part in parts for s in part if isinstance(s, TextSegment)]
-    return num_separators + sum(len(model.encode(text)) for text in texts)
+    return per_shot * len(prompt.shots) + sum(len(model.encode(text)) for text in texts)
 
 
 def num_positions(prompt: Prompt, model: Model) -> int:
@@ -275,7 +322,7 @@ def check_budget(prompts: list[Prompt], answer_positions: list[int], model: Mode
         answer_positions: For each, the positions of its longest answer.
 
     Raises:
-        UserError: With the arithmetic of the longest one.
+        DoesNotFit: With the arithmetic of the longest one.
     """
     if model.max_positions is None:
         return
@@ -288,7 +335,7 @@ def check_budget(prompts: list[Prompt], answer_positions: list[int], model: Mode
         return
     prompt = prompts[longest]
     advice = "ask for fewer shots" if prompt.shots else "the model is too short for this task"
-    raise UserError(
+    raise DoesNotFit(
         f"--shots {len(prompt.shots)} does not fit: query {prompt.query.id} needs "
         f"{prompt.num_images} images x ({model.num_latents} + 2) + {text_tokens(prompt, model)} "
         f"text + 1 <s> + {answer_positions[longest]} answer = {totals[longest]} positions, and the "

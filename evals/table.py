@@ -6,7 +6,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evals.tasks import NOWHERE_NAMED
+
 CONTROLS = ("blind", "no_picture", "permuted")  # columns; a task's own stand below the table
+LANGUAGE_SETS = (
+    "storycloze",
+    "hellaswag",
+    "winograd",
+    "winogrande",
+    "piqa",
+    "boolq",
+    "cb",
+    "copa",
+)
 BLIND_TOLERANCE = 3  # standard errors between a blind control and chance
 
 
@@ -66,16 +78,36 @@ def verdict_lines(cells: list[dict[str, Any]]) -> list[str]:
         if "zero_shot_same_queries" in cell["extra"]:
             zero_shot = cell["extra"]["zero_shot_same_queries"]
             lines.append(f"{name}: k=0 on the same queries: {number(zero_shot)}")
-        if cell["blind"]:
+        if cell["blind"] and None not in (cell["score"], cell["blind"]["score"]):
             lines.append(f"{name}: {_blind_line(cell)}")
         for kind, numbers in cell["controls"].items():
             lines.append(
                 f"{name}: {kind.replace('_', ' ')} {number(numbers['score'], numbers['se'])}"
             )
+        if interval := cell["extra"].get("interval_95"):
+            low, high = map(number, interval)
+            lines.append(f"{name}: 95 % interval {low} to {high}")
+        for score, why in cell["extra"].get("absent", {}).items():
+            lines.append(f"{name}: no {score}: {why}")
+        if "undefined" in cell["extra"]:
+            lines.append(f"{name}: no {cell['metric']}: {cell['extra']['undefined']}")
         if cell["left_out"]:
             counts = ", ".join(f"{count} {why}" for why, count in cell["left_out"].items())
             lines.append(f"{name}: left out: {counts}")
     return lines
+
+
+def language_averages(cells: list[dict[str, Any]]) -> dict[str, float]:
+    """KOSMOS-1's average by number of shots: the plain mean of the eight accuracies, where all
+    eight were run."""
+    averages = {}
+    for shots in dict.fromkeys(cell["shots"] for cell in cells):
+        found = {cell["suite"]: cell["score"] for cell in cells if cell["shots"] == shots}
+        scores = [found.get(name) for name in LANGUAGE_SETS]
+        known = [score for score in scores if score is not None]
+        if len(known) == len(scores):
+            averages[shots] = round(sum(known) / len(known), 4)
+    return averages
 
 
 def _blind_line(cell: dict[str, Any]) -> str:
@@ -101,6 +133,27 @@ def print_scores(cells: list[dict[str, Any]]) -> None:
     console.print(score_table(cells))
     for line in verdict_lines(cells):
         console.print(line, highlight=False, soft_wrap=True)
+    for shots, average in language_averages(cells).items():
+        print(f"language k={shots}: mean of the eight accuracies {number(average)} %")
+
+
+def print_steps(steps: list[tuple[int, list[dict[str, Any]]]]) -> None:
+    """A line a training step, a column a cell."""
+    names = dict.fromkeys(_short(cell) for _, cells in steps for cell in cells)
+    table = Table(title="Scores over training (± one standard error)")
+    for heading in ("step", *names):
+        table.add_column(heading, justify="right")
+    for step, cells in steps:
+        scores = {_short(cell): number(cell["score"], cell["se"]) for cell in cells}
+        table.add_row(str(step), *(scores.get(name, "-") for name in names))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(table)
+
+
+def _short(cell: dict[str, Any]) -> str:
+    return f"{cell['suite']} ({cell['split']}) k={cell['shots']}"
 
 
 def print_tasks(suites: dict[str, str], tasks: list[dict[str, str]]) -> None:
@@ -117,3 +170,12 @@ def print_tasks(suites: dict[str, str], tasks: list[dict[str, str]]) -> None:
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table)
+
+
+def left_out_lines(left_out: list[str]) -> list[str]:
+    """What a suite went without: a line each, and one for all whose data nobody named."""
+    unnamed = [line for line in left_out if NOWHERE_NAMED in line]
+    lines = [line for line in left_out if line not in unnamed]
+    if unnamed:
+        lines.append(f"{len(unnamed)} tasks whose data {NOWHERE_NAMED}; see `mllm eval list`")
+    return lines

@@ -8,7 +8,7 @@ class CandidateScore:
     """Log-likelihood of one candidate (nats, summed) and its lengths.
 
     Characters and UTF-8 bytes are counted without the joining space. `ll_uncond` is the candidate's
-    log-likelihood after an empty prompt, where it was asked for.
+    log-likelihood given an empty prompt, where it was asked for.
     """
 
     text: str

@@ -158,7 +158,7 @@ def score_sections(cells: list[dict[str, Any]]) -> list[Section]:
         metric = " ".join(filter(None, (cell["metric"], cell["unit"])))
         columns = (
             f"{cell['suite']} ({cell['split']})",
-            str(cell["num_shots"]),
+            str(cell.get("shots", cell["num_shots"])),
             metric,
             _number(cell["score"], cell["se"]),
             str(cell["n"]),

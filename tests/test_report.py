@@ -501,8 +501,8 @@ def test_the_draw_of_a_subset_keeps_the_order_of_the_whole() -> None:
 def test_probabilities_are_the_softmax_of_the_ranking_score() -> None:
     row = {
         "candidates": [
-            {"text": " a", "ll": -6.0, "n_tok": 3, "n_char": 2},
-            {"text": " b", "ll": -5.0, "n_tok": 1, "n_char": 1},
+            {"text": " a", "ll": -6.0, "n_tok": 3, "n_char": 2, "n_byte": 2},
+            {"text": " b", "ll": -5.0, "n_tok": 1, "n_char": 1, "n_byte": 1},
         ]
     }
     by_token = dict(probabilities(row, "token"))

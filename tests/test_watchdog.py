@@ -177,7 +177,8 @@ def test_a_fault_of_rank_1_ends_the_job_by_its_name(
     told = [line for line in text.splitlines() if line.startswith(f"mllm: rank 0 on {HOST} stops:")]
     assert len(told) == 1 and f"rank 1 on {HOST}" in told[0], text
     if fault == "kill":
-        assert "died, last seen at step" in told[0] or TEXTS["kill"] in told[0]
+        # Beats are seconds apart: a short run may have been seen at its start-up alone.
+        assert "died, last seen at" in told[0] or TEXTS["kill"] in told[0]
     else:
         assert TEXTS[fault] in told[0]
     # Its own stack, with its name on each line; none of the rank that only waited.

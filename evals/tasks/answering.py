@@ -77,9 +77,14 @@ class AnswerTask(Task):
 
 def cut(text: str, stops: Sequence[str]) -> str:
     """An answer up to the first stop string, without white space around it."""
+    return up_to(text, stops).strip()
+
+
+def up_to(text: str, stops: Sequence[str]) -> str:
+    """A text up to the first stop string."""
     for stop in stops:
         text = text.split(stop, 1)[0]
-    return text.strip()
+    return text
 
 
 def counts(rows: list[dict[str, Any]]) -> dict[str, Any]:

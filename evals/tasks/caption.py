@@ -1,48 +1,35 @@
 """Captions of pictures whose artwork was never trained on, against the concept's captions."""
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from corpora.document import Document, ImageSegment, TextSegment
-from evals.api import Baselines, Exemplar, Measured, Model, Query, Support
+from evals.api import Baselines, Exemplar, Measured, Model, Query
 from evals.baselines import flat_pixels, pixel_distances, read_gallery
 from evals.options import TaskOptions
 from evals.scoring import holds_name
 from evals.tasks.captioning import CaptionTask, score_texts
-from evals.tasks.naming import PROMPT
-from evals.tasks.sources import Source
+from evals.tasks.local_set import LocalSet
+from evals.tasks.naming import PROMPT, Naming
 
 
-class Caption(CaptionTask):
+class Caption(LocalSet, CaptionTask):
     """Continues `An image of`; the words of the prompt belong to the caption."""
 
     name = "caption"
+    set_name = "naming"
+    parts = Naming.parts
     prefix = PROMPT
 
     def __init__(self, data_dir: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
-        self.split = options.split
+        super().__init__(data_dir, options)
         self.decode_by(options)
-        self.corpus_name = f"naming_{self.split}"
-        self.source = Source(data_dir, f"eval/{self.corpus_name}")
-        self.data_dir = data_dir
-
-    @cached_property
-    def support_source(self) -> Source:
-        return Source(self.data_dir, "eval/naming_support")
 
     @property
     def settings(self) -> dict[str, Any]:
         return {"prompt": PROMPT, **self.decoding}
-
-    @property
-    def data_fingerprint(self) -> str:
-        return self.source.corpus.fingerprint
-
-    def ids(self) -> list[str]:
-        return self.source.ids()
 
     def query(self, query_id: str) -> Query:
         document = self.source.document(query_id)
@@ -50,10 +37,7 @@ class Caption(CaptionTask):
         segments = (ImageSegment(document.images[0]), TextSegment(PROMPT))
         return Query(query_id, segments, answer, {"captions": captions})
 
-    def support(self) -> Support:
-        return self.support_source.support(self._show)
-
-    def _show(self, document: Document) -> Exemplar:
+    def show(self, document: Document) -> Exemplar:
         (captions,) = self.support_source.meta(document, "captions")
         question = (ImageSegment(document.images[0]), TextSegment(PROMPT))
         return Exemplar(document.key, question, captions[0].removeprefix(PROMPT))

@@ -6,7 +6,7 @@ from typing import Any
 from evals.api import Measured, Query
 from evals.captions import CaptionScores, has_official_tokenizer, one_line, score_captions
 from evals.scoring import bootstrap_se
-from evals.tasks.answering import AnswerTask, counts
+from evals.tasks.answering import AnswerTask, counts, up_to
 
 
 class CaptionTask(AnswerTask):
@@ -26,7 +26,7 @@ class CaptionTask(AnswerTask):
 
     def row(self, query: Query, responses: Sequence[Any]) -> dict[str, Any]:
         return super().row(query, responses) | {
-            "answer": one_line(self.prefix + responses[-1].text),
+            "answer": one_line(self.prefix + up_to(responses[-1].text, self.stops)),
             "references": query.meta["captions"],
             "score": None,  # CIDEr of a picture depends on all others: see results.json
         }

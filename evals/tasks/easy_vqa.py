@@ -2,52 +2,38 @@
 
 import re
 from collections.abc import Iterator
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from corpora.document import Document, ImageSegment, TextSegment
 from corpora.reader import Corpus
-from evals.api import Baselines, Exemplar, Model, Query, Support
+from evals.api import Baselines, Exemplar, Model, Query
 from evals.baselines import commonest, question_only
 from evals.options import TaskOptions
 from evals.scoring import exact_match
 from evals.tasks.answering import AnswerTask
-from evals.tasks.sources import Source
+from evals.tasks.local_set import SPLITS, LocalSet
 
 PROMPT = "Question: {question} Answer:"
 QUESTION = re.compile(r"Question: (.*) Answer:$", re.DOTALL)
 
 
-class EasyVqa(AnswerTask):
+class EasyVqa(LocalSet, AnswerTask):
     """Exact match of the generated answer, cut at the first stop string."""
 
-    name = "easy_vqa"
-    split = "test"
-    corpus_name = "easy_vqa_test"
+    name = set_name = "easy_vqa"
+    parts = {split: "test" for split in SPLITS}  # noqa: RUF012 (a constant)
     # What follows an answer where a training document has more turns.
     stops = ("\n", "Question:")
 
     def __init__(self, data_dir: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
-        self.data_dir = data_dir
+        super().__init__(data_dir, options)
         self.decode_by(options)
-        self.source = Source(data_dir, f"eval/{self.corpus_name}")
-
-    @cached_property
-    def support_source(self) -> Source:
-        return Source(self.data_dir, "eval/easy_vqa_support")
 
     @property
     def settings(self) -> dict[str, Any]:
         return {"prompt": PROMPT, **self.decoding}
-
-    @property
-    def data_fingerprint(self) -> str:
-        return self.source.corpus.fingerprint
-
-    def ids(self) -> list[str]:
-        return self.source.ids()
 
     def query(self, query_id: str) -> Query:
         document = self.source.document(query_id)
@@ -56,10 +42,7 @@ class EasyVqa(AnswerTask):
         meta = {"question": question, "group": group}
         return Query(query_id, _ask(document, question), answer, meta)
 
-    def support(self) -> Support:
-        return self.support_source.support(self._show)
-
-    def _show(self, document: Document) -> Exemplar:
+    def show(self, document: Document) -> Exemplar:
         question, answer = self.support_source.meta(document, "question", "answer")
         return Exemplar(document.key, _ask(document, question), f" {answer}")
 

@@ -2,13 +2,25 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from evals.api import Baselines, Measured, Model, Prompt, Query, RankRequest, Request, Task
+from evals.api import (
+    Baselines,
+    Measured,
+    Model,
+    Prompt,
+    Query,
+    RankRequest,
+    Request,
+    Task,
+    VariantRequest,
+)
 from evals.rows import clusters
-from evals.scoring import NORMS, best_candidate
+from evals.scoring import NORM_NAMES, UNCOND, best_candidate
 from evals.tasks.rows import candidate_rows, candidate_scores
 from evals.uncertainty import mean_se
+from mllm.errors import UserError
 
 
 class RankTask(Task):
@@ -21,6 +33,18 @@ class RankTask(Task):
     unit = "%"
     norm = "token"  # headline; all norms are reported
     is_conditioned = True  # whether the norm `uncond` is asked for
+
+    def use_norm(self, chosen: str | None) -> None:
+        """Takes over the user's headline norm.
+
+        Raises:
+            UserError: It needs what this task does not ask for.
+        """
+        if chosen == "uncond" and not self.is_conditioned:
+            raise UserError(
+                f"--norm uncond: {self.name} scores nothing after an empty prompt; choose another"
+            )
+        self.norm = chosen or self.norm
 
     def request(self, prompt: Prompt) -> Request:
         names = prompt.query.meta["candidates"]
@@ -60,10 +84,34 @@ class RankTask(Task):
         return query.gold
 
 
+class VariantTask(RankTask):
+    """Scores one text after the prompt continued in several ways; a candidate is such a way.
+
+    `query.meta["endings"]` holds segments for each of `query.meta["candidates"]`, and
+    `query.meta["scored"]` the text, with its joining space.
+    """
+
+    norm = "sum"  # the text is the same after every ending, so norms agree
+    is_conditioned = False
+
+    def request(self, prompt: Prompt) -> Request:
+        meta = prompt.query.meta
+        texts = (meta["scored"],) * len(meta["endings"])
+        return VariantRequest(prompt, tuple(meta["endings"]), texts)
+
+    def row(self, query: Query, responses: Sequence[Any]) -> dict[str, Any]:
+        names = query.meta["candidates"]
+        scores = [
+            replace(score, text=f" {name}")
+            for score, name in zip(responses[-1], names, strict=True)
+        ]
+        return super().row(query, [scores])
+
+
 def norms_of(rows: list[dict[str, Any]]) -> list[str]:
     """The norms that the rows can be scored under."""
     has_uncond = all("ll_uncond" in c for row in rows for c in row["candidates"])
-    return [norm for norm in NORMS if norm != "uncond" or has_uncond]
+    return [norm for norm in NORM_NAMES if norm != UNCOND or has_uncond]
 
 
 def hits_under(rows: list[dict[str, Any]], norm: str) -> list[float]:

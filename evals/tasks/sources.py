@@ -10,6 +10,10 @@ from evals.api import Exemplar, Support
 from mllm.errors import UserError
 
 
+class MissingSet(UserError):
+    """A corpus that lacks an evaluation set, such as one of an older builder: suites go without."""
+
+
 class Source:
     """An evaluation corpus: one sample a query, found by key.
 
@@ -20,7 +24,7 @@ class Source:
     def __init__(self, data_dir: Path, name: str, kind: str = "demo") -> None:
         self.dir = data_dir / name
         if not self.dir.is_dir():
-            raise UserError(
+            raise MissingSet(
                 f"{self.dir}: no such corpus; build it with `mllm corpora {kind} --out {data_dir}` "
                 f"or name its parent with --data"
             )

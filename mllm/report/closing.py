@@ -5,7 +5,7 @@ from typing import Any
 
 from mllm.report.inputs import Run, Times
 from mllm.report.markup import Markup, duration, h, join, share_bar, table, words
-from mllm.report.verdict import Cell
+from mllm.report.verdict import Cell, shots_label
 
 
 def times_section(times: Times) -> Markup:
@@ -106,7 +106,7 @@ def settings_section(
         if result.get("versions"):
             folded.append(settings_details(f"Versions used by {name}", result["versions"]))
         asked = {
-            f"{c['suite']} {c.get('split') or ''} k={c['num_shots']}": c.get("settings", {})
+            f"{c['suite']} {c.get('split') or ''} k={shots_label(c)}": c.get("settings", {})
             for c in result["cells"]
         }
         folded.append(settings_details(f"How {name} asked", asked))

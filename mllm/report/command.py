@@ -153,7 +153,10 @@ def summary(inputs: Inputs, out: Path) -> dict[str, Any]:
             for run in inputs.runs
         ],
         "cells": [
-            {key: cell.get(key) for key in ("suite", "split", "num_shots", "score", "se", "n")}
+            {
+                key: cell.get(key)
+                for key in ("suite", "split", "num_shots", "shots", "score", "se", "n")
+            }
             | {"verdict": verdict(cell).word, "verdict_text": verdict(cell).text}
             for cell in inputs.cells
         ],

@@ -7,7 +7,7 @@ from data enters the drawing.
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,21 +106,63 @@ def chart(
     crosses = [curve for curve in marks[1] if len(curve.steps)] if marks else []
     if marks and crosses:
         legend.append(h("span", "× ", marks[0]))
+    drawing = draw(title, lambda axes: _paint(axes, drawn, reference, crosses, from_zero))
+    return framed(title, unit, legend, drawing)
+
+
+def framed(title: str, unit: str, legend: Sequence[Markup], drawing: Markup) -> Markup:
+    """A drawing below its title, unit and legend."""
     return h(
         "figure",
         h("figcaption", h("strong", title), h("span", unit, class_="unit")),
         h("div", legend, class_="legend"),
-        h("div", _draw(title, drawn, reference, crosses, from_zero), role="img", aria_label=title),
+        h("div", drawing, role="img", aria_label=title),
     )
 
 
-def _draw(
-    title: str,
+def ink(color: int) -> str:
+    """What matplotlib draws in for one of the page's colours."""
+    return f"#fd01{color % NUM_COLORS:02x}"
+
+
+def _paint(
+    axes: Any,
     curves: Sequence[Series],
     reference: tuple[str, float] | None,
     crosses: Sequence[Series],
     from_zero: bool,
-) -> Markup:
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for curve in curves:
+        color = ink(curve.color)
+        dash = "-" if curve.color < NUM_COLORS else "--"
+        if curve.is_sparse or len(curve.steps) < 8:
+            axes.plot(curve.steps, curve.values, "o", ls=dash, ms=3.5, lw=1.2, color=color)
+            continue
+        axes.plot(curve.steps, curve.values, dash, lw=0.8, color=color, alpha=0.3)
+        axes.plot(curve.steps, smoothed(curve.values), dash, lw=1.6, color=color)
+    for curve in crosses:
+        height = np.full(len(curve.steps), 0.02)  # of the axes
+        on_axis = axes.get_xaxis_transform()
+        axes.plot(
+            curve.steps, height, "x", color=ink(curve.color), transform=on_axis, clip_on=False
+        )
+    if reference:
+        axes.axhline(reference[1], color=INK, lw=1, ls=(0, (4, 3)))
+    if from_zero:
+        axes.set_ylim(bottom=0)
+    axes.margins(x=0.02)
+    axes.set_xlabel("step", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def draw(title: str, paint: Callable[[Any], None]) -> Markup:
+    """What `paint` puts on matplotlib axes, in the page's look.
+
+    Args:
+        title: of the figure, different from every other on the page: ids follow from it.
+    """
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -129,26 +171,7 @@ def _draw(
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.add_subplot()
-        for curve in curves:
-            color = f"#fd01{curve.color % NUM_COLORS:02x}"
-            dash = "-" if curve.color < NUM_COLORS else "--"
-            if curve.is_sparse or len(curve.steps) < 8:
-                axes.plot(curve.steps, curve.values, "o", ls=dash, ms=3.5, lw=1.2, color=color)
-                continue
-            axes.plot(curve.steps, curve.values, dash, lw=0.8, color=color, alpha=0.3)
-            axes.plot(curve.steps, smoothed(curve.values), dash, lw=1.6, color=color)
-        for curve in crosses:
-            color = f"#fd01{curve.color % NUM_COLORS:02x}"
-            height = np.full(len(curve.steps), 0.02)  # of the axes
-            on_axis = axes.get_xaxis_transform()
-            axes.plot(curve.steps, height, "x", color=color, transform=on_axis, clip_on=False)
-        if reference:
-            axes.axhline(reference[1], color=INK, lw=1, ls=(0, (4, 3)))
-        if from_zero:
-            axes.set_ylim(bottom=0)
-        axes.margins(x=0.02)
-        axes.set_xlabel("step", color=INK)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        paint(axes)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y", color=GRID, lw=0.8)
         axes.set_axisbelow(True)

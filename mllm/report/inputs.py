@@ -179,12 +179,16 @@ def read_results(eval_dir: Path) -> dict[str, Any] | None:
         for key in ("suite", "num_shots", "score", "n"):
             if key not in cell:
                 raise UserError(f"{path}: cells[{index}] has no `{key}`; run `mllm eval` again")
-        blind = cell.get("blind") or {}
+        controls = {"blind": cell.get("blind"), **cell.get("controls", {})}
         numbers = {
             **{key: cell.get(key) for key in ("num_shots", "score", "se", "n", "chance")},
             "majority": cell.get("majority"),
             **{f"baselines.{key}": value for key, value in cell.get("baselines", {}).items()},
-            **{f"blind.{key}": blind.get(key) for key in ("score", "se", "n")},
+            **{
+                f"{name}.{key}": (found or {}).get(key)
+                for name, found in controls.items()
+                for key in ("score", "se", "n")
+            },
         }
         for key, value in numbers.items():
             if value is not None and not isinstance(value, int | float):

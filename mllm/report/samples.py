@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evals.scoring import holds_name, plain
+from evals.scoring import NORMS, holds_name, plain
+from evals.tasks.rows import candidate_scores
 from mllm.errors import BadSample, UserError
 from mllm.report.inputs import read_json_lines
 from mllm.report.markup import Child, Markup, h, join
@@ -96,11 +97,7 @@ def _read_picture(corpus: Any, i: int) -> Picture:
 
 def probabilities(row: Row, norm: str) -> list[tuple[str, float]]:
     """(candidate, share) by descending share: softmax of the candidates' scores under the norm."""
-    lengths = {"token": "n_tok", "char": "n_char", "byte": "n_byte"}
-    scores = [
-        candidate["ll"] / candidate[lengths[norm]] if norm in lengths else candidate["ll"]
-        for candidate in row["candidates"]
-    ]
+    scores = [NORMS[norm](candidate) for candidate in candidate_scores(row)]
     highest = max(scores)
     weights = [math.exp(score - highest) for score in scores]
     shares = [weight / sum(weights) for weight in weights]
@@ -108,11 +105,12 @@ def probabilities(row: Row, norm: str) -> list[tuple[str, float]]:
     return sorted(pairs, key=lambda pair: -pair[1])
 
 
-def is_right(suite: str, row: Row) -> bool:
-    """Whether the answer is right; a caption is when it holds the picture's name (its gold)."""
-    if suite != "caption":
-        return bool(row["score"] >= 0.5)
-    return holds_name(said(row), str(row["gold"]))
+def is_right(suite: str, row: Row) -> bool | None:
+    """Whether the answer is right; a caption is when it holds the picture's name (its gold). None
+    where an answer alone has no score."""
+    if suite == "caption":
+        return holds_name(said(row), str(row["gold"]))
+    return None if row.get("score") is None else bool(row["score"] >= 0.5)
 
 
 def said(row: Row) -> str:
@@ -143,7 +141,7 @@ def gallery_section(
     drawn, later = keys[:num_pictures], keys[num_pictures:]
     main = "naming" if "naming" in gallery.rows else next(iter(gallery.rows))
     rows = gallery.rows[main]
-    failures = [key for key in later if key in rows and not is_right(main, rows[key])]
+    failures = [key for key in later if key in rows and is_right(main, rows[key]) is False]
     failures = failures[:NUM_FAILURES]
     pictures: dict[str, Picture] = {}
     problem = "no --corpus given, so answers stand without their pictures."
@@ -199,40 +197,62 @@ def card(gallery: Gallery, key: str, picture: Picture | None) -> Markup:
 
 def answer(suite: str, cell: Cell, row: Row) -> Markup:
     """What one suite got for this picture: a caption, ranked names, or a question's answer."""
-    right = is_right(suite, row)
-    word, kind = ("right", "above") if right else ("wrong", "below")
-    mark = h("span", word, class_=f"badge {kind}")
+    mark = right_or_wrong(is_right(suite, row))
     settings = cell.get("settings") or {}
     if row.get("candidates"):
-        bars = [
-            candidate_bar(text, share, is_gold=plain(text) == plain(str(row.get("gold", ""))))
-            for text, share in probabilities(row, str(settings.get("norm", "token")))
-        ]
-        return h("div", h("p", "Which name? ", mark), h("ol", bars, class_="names"))
+        return h("div", h("p", "Which name? ", mark), ranked(cell, row))
     if suite == "caption":
-        prompt = str(settings.get("prompt") or "An image of")
-        text = said(row)
-        if text.startswith(prompt):
-            text = text[len(prompt) :].strip()
         references = row.get("references") or [row["gold"]]
         return h(
             "div",
             h(
                 "p",
-                h("span", prompt + " ", class_="prompt"),
-                h("q", text or "(nothing)"),
+                h("span", caption_prompt(settings) + " ", class_="prompt"),
+                h("q", without_prompt(settings, row) or "(nothing)"),
                 " ",
                 mark,
             ),
             h("p", f"Reference: {references[0]}", class_="note"),
         )
     question = row.get("question")
+    is_wrong = is_right(suite, row) is not True
     return h(
         "div",
         h("p", str(question), class_="prompt") if question else None,
         h("p", h("q", said(row) or "(nothing)"), " ", mark),
-        h("p", f"Right answer: {row.get('gold')}", class_="note") if not right else None,
+        h("p", f"Right answer: {row.get('gold')}", class_="note") if is_wrong else None,
     )
+
+
+def right_or_wrong(right: bool | None) -> Markup | None:
+    if right is None:
+        return None
+    word, kind = ("right", "above") if right else ("wrong", "below")
+    return h("span", word, class_=f"badge {kind}")
+
+
+def ranked(cell: Cell, row: Row) -> Markup:
+    """A bar a candidate, by the cell's norm; the right one is marked."""
+    norm = str((cell.get("settings") or {}).get("norm", "token"))
+    texts = [str(candidate["text"]).strip() for candidate in row["candidates"]]
+    if len(set(texts)) < len(texts):  # what differs stands before the text
+        texts = [f"{place}: {text}" for place, text in enumerate(texts, 1)]
+    named = [c | {"text": text} for c, text in zip(row["candidates"], texts, strict=True)]
+    gold = texts[row["gold_index"]] if "gold_index" in row else str(row.get("gold", ""))
+    bars = [
+        candidate_bar(text, share, is_gold=plain(text) == plain(gold))
+        for text, share in probabilities(row | {"candidates": named}, norm)
+    ]
+    return h("ol", bars, class_="names")
+
+
+def caption_prompt(settings: dict[str, Any]) -> str:
+    return str(settings.get("prompt") or "An image of")
+
+
+def without_prompt(settings: dict[str, Any], row: Row) -> str:
+    """What was said, without the words of the prompt where a caption's row has them."""
+    return said(row).removeprefix(caption_prompt(settings)).strip()
 
 
 def candidate_bar(text: str, share: float, is_gold: bool) -> Markup:

@@ -11,6 +11,7 @@ from mllm.report.verdict import (
     decimals,
     headline_cell,
     in_reading_order,
+    shots_label,
     title,
     verdict,
 )
@@ -20,6 +21,11 @@ BASELINES = {
     "nearest pixel by pixel: what copying would reach.",
     "question only": "“Question only” gives the commonest training answer to the same question.",
     "unigram": "The unigram model knows how often each token occurs and nothing else.",
+}
+CONTROLS = {
+    "blind": "wrong picture",
+    "no_picture": "no picture",
+    "permuted": "other answers in shots",
 }
 BADGES = {"above": "better", "level": "level", "below": "worse", "unseen": "not seeing"}
 
@@ -119,7 +125,6 @@ def score_rows(cells: list[Cell]) -> list[list[Any]]:
             }.items()
             if value is not None
         ]
-        blind = cell.get("blind")
         split = str(cell.get("split") or "")
         task = [
             h("strong", title(cell)),
@@ -127,7 +132,11 @@ def score_rows(cells: list[Cell]) -> list[list[Any]]:
         ]
         score = [
             h("strong", with_unit(cell, cell["score"])),
-            h("small", f"± {number(cell.get('se'), decimals(cell))}, n = {cell['n']:,}"),
+            h(
+                "small",
+                f"± {number(cell.get('se'), decimals(cell))}, ",
+                h("strong", f"n = {cell['n']:,}"),
+            ),
             h("small", seeds_line(cell)) if seeds_line(cell) else None,
             strip(cell),
         ]
@@ -135,20 +144,38 @@ def score_rows(cells: list[Cell]) -> list[list[Any]]:
         rows.append(
             [
                 task,
-                [str(cell["num_shots"]), h("small", metric)],
+                [shots_label(cell), h("small", metric)],
                 score,
-                rivals or "–",
-                with_unit(cell, blind["score"]) if blind else "–",
+                [*rivals, *control_lines(cell)] or "–",
                 [badge(result), " ", result.text],
             ]
         )
     return rows
 
 
+def control_lines(cell: Cell) -> list[Markup]:
+    """Every control with its score and standard error."""
+    found = {"blind": cell.get("blind"), **cell.get("controls", {})}
+    return [
+        h(
+            "div",
+            h("span", CONTROLS.get(name, name.replace("_", " "))),
+            h(
+                "span",
+                number(numbers.get("score"), decimals(cell)),
+                h("span", f" ± {number(numbers.get('se'), decimals(cell))}", class_="unit"),
+            ),
+            class_="rival-line control",
+        )
+        for name, numbers in found.items()
+        if numbers
+    ]
+
+
 def score_section(cells: list[Cell]) -> Markup:
     """The table, how to read it, and what each task asks."""
     used = {name for cell in cells for name in cell.get("baselines", {})}
-    columns = ["Task", "Shots", "Score", "Beside it", "Wrong picture", "Verdict"]
+    columns = ["Task", "Shots", "Score", "Beside it", "Verdict"]
     asked = [
         [h("dt", SUITES[suite][0]), h("dd", SUITES[suite][1])]
         for suite in dict.fromkeys(cell["suite"] for cell in cells)
@@ -173,7 +200,9 @@ def score_section(cells: list[Cell]) -> Markup:
                 "p",
                 "“Shots” are worked examples shown before the question. “Wrong picture” is the "
                 "blind control: the same questions, each with another query's picture; a score "
-                "that does not fall there was not earned by seeing. The verdict compares with the "
+                "that does not fall there was not earned by seeing. “Other answers in "
+                "shots” gives every shot the answer of another sample: a score that does not fall "
+                "there was not learned from the shots. The verdict compares with the "
                 "strongest number beside the score and calls a difference only beyond two standard "
                 "errors (the ± figures are one). ",
                 [f"{text} " for name, text in BASELINES.items() if name in used],

@@ -46,6 +46,9 @@ table.narrow { max-width: 46rem; }
 @media (min-width: 44.01rem) { .num, .rival-line, .progress { white-space: nowrap; } }
 .rival-line { display: flex; justify-content: space-between; gap: .75rem;
   font-variant-numeric: tabular-nums; }
+.rival-line + .control { border-top: 1px solid var(--line); }
+.control + .control { border-top: 0; }
+.control > :last-child { white-space: nowrap; }
 @media (max-width: 44rem) {
   thead { display: none; }
   table, tbody, tr, td { display: block; }
@@ -88,7 +91,9 @@ table.narrow { max-width: 46rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .84rem; color: var(--muted); }
 .legend span { display: inline-flex; align-items: center; gap: .4rem; }
 .swatch { width: .9rem; height: .2rem; border-radius: 2px; flex: none; }
-.swatch.dashed { height: 0; border-top: 2px dashed var(--muted); border-radius: 0; }
+.swatch.dashed, .swatch.dotted { height: 0; border-top: 2px dashed var(--muted);
+  border-radius: 0; }
+.swatch.dotted { border-top-style: dotted; }
 
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr));
   gap: 1.5rem 2rem; }
@@ -121,6 +126,28 @@ figure svg text { font-family: inherit !important; fill: var(--muted) !important
 .names span, .names b { position: relative; font-weight: 400; }
 .names li.gold span { font-weight: 600; }
 .names b { font-variant-numeric: tabular-nums; white-space: nowrap; flex: none; }
+h4 { font-size: .92rem; margin: 1rem 0 .4rem; color: var(--muted); }
+.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(28rem, 100%), 1fr));
+  gap: 1rem; align-items: start; }
+.example { background: var(--raised); border: 1px solid var(--line); border-radius: 8px;
+  padding: .8rem; font-size: .9rem; min-width: 0; }
+.example p { margin: .2rem 0; }
+.text { white-space: pre-wrap; }
+.shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr));
+  gap: .5rem; margin: .5rem 0; }
+.shot { background: var(--fill); border-radius: 6px; padding: .45rem; font-size: .78rem;
+  line-height: 1.35; min-width: 0; }
+.shot img { display: block; max-width: 100%; height: 56px; border-radius: 3px;
+  margin-bottom: .3rem; background: #fff; object-fit: contain; }
+.shot .no-picture, .asked .no-picture { display: block; width: auto; min-height: 0;
+  margin-bottom: .3rem; }
+.separator { color: var(--muted); font-size: .72rem; margin-left: .3rem; }
+.query { display: grid; grid-template-columns: minmax(7rem, 2fr) 3fr; gap: .9rem;
+  margin-top: .4rem; }
+.asked img { display: block; max-width: 100%; min-height: 88px; max-height: 200px;
+  object-fit: contain; border-radius: 4px;
+  margin-bottom: .35rem; background: #fff; }
+.asked { color: var(--muted); min-width: 0; } .outcome { min-width: 0; }
 details { margin: .5rem 0; } summary { cursor: pointer; }
 footer { margin-top: 3rem; color: var(--muted); font-size: .88rem; }
 """

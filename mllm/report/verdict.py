@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mllm.report.markup import number
@@ -51,6 +52,19 @@ def is_lower_better(cell: Cell) -> bool:
 
 def title(cell: Cell) -> str:
     return SUITES.get(cell["suite"], (str(cell["suite"]), ""))[0]
+
+
+def shots_label(cell: Cell) -> str:
+    """k as the evaluation wrote it: `0*` is not `0`."""
+    return str(cell.get("shots", cell["num_shots"]))
+
+
+def by_task(cells: list[Cell]) -> dict[tuple[str, Any], list[Cell]]:
+    """Cells by suite and split."""
+    groups: dict[tuple[str, Any], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell["suite"], cell.get("split")), []).append(cell)
+    return groups
 
 
 def strongest_rival(cell: Cell) -> tuple[str, float] | None:
@@ -113,8 +127,30 @@ def verdict(cell: Cell) -> Verdict:
             parts.append("no better than when shown the wrong picture")
         if blind_is_off_chance(cell):
             parts.append("the blind control is above chance: the prompt gives something away")
+    parts += [part for part in map(partial(against_control, cell), TAKEN) if part]
+    same = (cell.get("extra") or {}).get("zero_shot_same_queries")
+    if same is not None:
+        parts.append(f"{number(same, decimals(cell))} without shots on the same queries")
     text = "; ".join(parts)
     return Verdict(word, (text[:1].upper() + text[1:]) if text else "nothing to compare with")
+
+
+# control: what it did. The blind one has sentences of its own.
+TAKEN = {
+    "no_picture": "without a picture",
+    "permuted": "with other answers in the shots",
+}
+
+
+def against_control(cell: Cell, name: str) -> str | None:
+    """Whether the score lives from what the control took away; None where that did not run."""
+    control = cell.get("controls", {}).get(name) or {}
+    if control.get("score") is None:
+        return None
+    drop = (cell["score"] - control["score"]) * (-1 if is_lower_better(cell) else 1)
+    if drop > 2 * math.hypot(cell.get("se") or 0.0, control.get("se") or 0.0):
+        return f"{number(control['score'], decimals(cell))} {TAKEN[name]}"
+    return f"no better than {TAKEN[name]}"
 
 
 def blind_is_off_chance(cell: Cell) -> bool:
@@ -138,10 +174,10 @@ def in_reading_order(cells: list[Cell]) -> list[Cell]:
     """Tasks as they came; within one, the figures that count first, then by number of shots."""
     suites = list(dict.fromkeys(cell["suite"] for cell in cells))
 
-    def place(cell: Cell) -> tuple[int, int, float]:
+    def place(cell: Cell) -> tuple[int, int, float, str]:
         split = str(cell.get("split") or "")
         rank = SPLIT_ORDER.index(split) if split in SPLIT_ORDER else len(SPLIT_ORDER)
-        return suites.index(cell["suite"]), rank, cell["num_shots"]
+        return suites.index(cell["suite"]), rank, cell["num_shots"], shots_label(cell)
 
     return sorted(cells, key=place)
 

@@ -1,7 +1,9 @@
 """Corpora of coloured squares, small enough to write in milliseconds."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -40,3 +42,21 @@ def corpus_dir(tmp_path: Path, documents: list[Document]) -> Path:
         for document in documents:
             writer.write(document)
     return tmp_path / "corpus"
+
+
+@pytest.fixture(scope="module")
+def demo_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """A cache of invented packages, and the demo corpus built from it with one excluded name."""
+    from corpora.demo import build, packages
+
+    from .tiny_packages import EXCLUDED, write_wheels
+
+    root = tmp_path_factory.mktemp("demo")
+    cache, out, exclude = root / "cache", root / "corpus", root / "names.txt"
+    exclude.write_text(f"# not this one\n{EXCLUDED}\n\n")
+    with pytest.MonkeyPatch.context() as patch:
+        table = write_wheels(cache)
+        patch.setattr(packages, "PACKAGES", table)
+        patch.setattr(build, "PACKAGES", table)
+        assert build.build_demo(out, cache, exclude) is True
+        yield SimpleNamespace(cache=cache, out=out, exclude=exclude, packages=table)

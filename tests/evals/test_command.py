@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from evals.command import main
-from evals.tasks import LOCAL_TASKS, suite_cells
+from evals.table import left_out_lines
+from evals.tasks import LOCAL_TASKS, NOWHERE_NAMED, suite_cells
+from evals.tasks.local import LOCAL_SETS
 from mllm.errors import UserError
 from tests.evals.test_exported import export  # noqa: F401 (a fixture)
 
@@ -23,6 +25,9 @@ def test_the_whole_demo_suite_on_a_real_export(
     assert main(["demo", *options, *small, "--json"]) == 0
     results = json.loads(capfd.readouterr().out)
     assert results == json.loads((tmp_path / "results.json").read_text())
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 2 and page.count("<img") > 10  # naming and easy_vqa over shots
+    options.append("--no-report")
     cells = {(cell["suite"], cell["num_shots"]): cell for cell in results["cells"]}
     assert list(cells) == [
         ("naming", 0),
@@ -30,7 +35,15 @@ def test_the_whole_demo_suite_on_a_real_export(
         ("easy_vqa", 0),
         ("text_loss", 0),
         ("naming", 2),
+        ("easy_vqa", 2),
     ]
+    # A corpus of an older builder lacks the other sets; asked for by name they are an error.
+    assert len(results["left_out"]) == len(LOCAL_SETS)
+    assert all("mllm corpora demo --out" in line for line in results["left_out"])
+    with pytest.raises(UserError, match="flags_test: no such corpus"):
+        main(["flags", *options])
+    with pytest.raises(UserError, match="flags_test: no such corpus"):
+        main(["demo", *options, "--data", f"flags={data_dir}"])
     for cell in results["cells"]:
         assert cell["n"] == 6 and cell["per_seed"][0]["n"] == 6
         for entry in cell["per_seed"]:
@@ -115,3 +128,35 @@ def test_the_installed_command_lists_what_is_ready(data_dir: Path, tmp_path: Pat
         missing.stderr.count("\n") == 1
         and "absent: no such folder for the data of naming" in missing.stderr
     )
+
+
+def test_the_quick_suite_is_part_of_the_demos():
+    quick = suite_cells("quick", None)
+    assert {(cell.task, cell.num_shots) for cell in quick if cell.num_shots} == {
+        ("naming", 2),
+        ("naming", 4),
+    }
+    assert set(quick) <= set(suite_cells("demo", None)) and len(quick) == 6
+
+
+def test_what_a_suite_goes_without_is_said_shortly():
+    lines = [f"{name}: its data {NOWHERE_NAMED}; pass --data" for name in ("piqa", "copa")]
+    assert left_out_lines([*lines, "pages: --shots 0 does not fit"]) == [
+        "pages: --shots 0 does not fit",
+        "2 tasks whose data is nowhere named; see `mllm eval list`",
+    ]
+
+
+def test_a_cell_that_does_not_fit_is_left_out_of_a_suite_and_an_error_by_name(
+    export: SimpleNamespace,  # noqa: F811
+    data_dir: Path,
+    tmp_path: Path,
+):
+    asked = ["--model", str(export.folder), "--data", str(data_dir), "--out", str(tmp_path)]
+    asked += ["--shots", "2,15", "--limit", "3", "--seeds", "0", "--no-report"]
+    assert main(["fewshot", *asked]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {cell["num_shots"] for cell in results["cells"]} == {2} and results["is_complete"]
+    assert any("naming: --shots 15 does not fit" in line for line in results["left_out"])
+    with pytest.raises(UserError, match="--shots 15 does not fit"):
+        main(["naming", *asked])

@@ -14,7 +14,7 @@ from evals.baselines import (
     read_gallery,
     unigram_log_probs,
 )
-from evals.controls import derange, with_pictures_of
+from evals.controls import blinded, derange, with_pictures_of
 from evals.tasks.easy_vqa import EasyVqa
 from evals.tasks.naming import Naming
 from evals.tasks.text_loss import TextLoss
@@ -36,6 +36,15 @@ def test_a_derangement_changes_every_picture_and_every_class():
         assert donors[q.id].images != q.images and donors[q.id].gold != q.gold
     assert derange(queries[::-1], lambda q: q.gold, seed=0) == donors
     assert derange(queries, lambda q: q.gold, seed=1) != donors
+
+
+def test_two_classes_of_unequal_size_still_have_a_blind_control():
+    """No exchange changes every class, but every picture can change."""
+    queries = [query(i, name, f"class {i > 4}") for i, name in enumerate(COLOURS)]
+    assert derange(queries, lambda q: q.gold, seed=0) is None
+    prompts = blinded([Prompt((), q) for q in queries], lambda q: q.gold, seed=0)
+    assert prompts is not None
+    assert all(p.query.images != q.images for p, q in zip(prompts, queries, strict=True))
 
 
 def test_where_no_exchange_exists_there_is_no_control():

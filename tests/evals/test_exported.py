@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from corpora.document import ImageSegment, TextSegment
-from evals.api import Exemplar, GenerateRequest, Prompt, Query, RankRequest
-from evals.exported import ExportedModel, plain
+from evals.api import Exemplar, GenerateRequest, Prompt, Query, RankRequest, VariantRequest
+from evals.exported import ExportedModel, joined, plain
 from evals.shots import check_budget, num_positions
+from evals.trie import Trie
 from mllm.errors import UserError
 from mllm.hf.write import write_model
 from mllm.model.config import ModelConfig, VisionConfig
@@ -50,7 +51,7 @@ def prompt(num_shots: int, separator: str = "eos", colour: str = "red") -> Promp
     return Prompt(shots, Query("q", segments, gold=""), separator)
 
 
-@pytest.mark.parametrize("separator", ["eos", "newline", "none"])
+@pytest.mark.parametrize("separator", ["eos", "newline", "blank_line", "none"])
 def test_positions_counted_are_positions_taken(export: SimpleNamespace, separator: str):
     for num_shots in (0, 1, 3):
         asked = prompt(num_shots, separator)
@@ -76,6 +77,28 @@ def test_a_candidate_scores_what_the_whole_sequence_says(export: SimpleNamespace
             assert score.num_chars == len(candidate) - 1
 
 
+def test_a_text_after_an_ending_scores_as_after_the_whole_prompt(export: SimpleNamespace):
+    """Endings of text and of a picture, among them one that goes on in the prompt's last text."""
+    base = prompt(1, "blank_line")
+    text = (TextSegment(" the box"),)
+    picture = (ImageSegment(png(COLOURS["blue"])), TextSegment("Is it correct?"))
+    request = VariantRequest(base, (text, picture), (" was big.", " Yes"))
+    (scores,) = export.model.loglikelihood([request])
+    for ending, scored, score in zip(request.endings, request.texts, scores, strict=True):
+        whole = base.with_query(joined(base.query.segments, ending))
+        ((expected,),) = export.model.loglikelihood([RankRequest(whole, (scored,), False)])
+        assert score.ll == pytest.approx(expected.ll, abs=1e-4)
+        assert score.num_tokens == expected.num_tokens and score.text == scored
+
+
+def test_a_sentence_that_begins_with_its_gap_is_scored(export: SimpleNamespace):
+    empty = Prompt((), Query("q", (), gold=""))
+    options = (TextSegment("Ann"),), (TextSegment("the quick fox"),)
+    request = VariantRequest(empty, options, (" was lazy.",) * 2)
+    (scores,) = export.model.loglikelihood([request])
+    assert scores[0].num_tokens == scores[1].num_tokens and scores[0].ll != scores[1].ll
+
+
 def test_answers_do_not_depend_on_the_batch(export: SimpleNamespace):
     requests = [
         GenerateRequest(prompt(k, colour=colour), max_new_tokens=6, num_beams=beams)
@@ -87,6 +110,22 @@ def test_answers_do_not_depend_on_the_batch(export: SimpleNamespace):
         assert together == [export.model.generate_until([request])[0] for request in pair]
         # An untrained model never says </s>: the cap must hold.
         assert all(answer.num_tokens <= 6 for answer in together)
+
+
+def test_an_answer_held_to_names_is_one_of_them_and_a_name_may_begin_another(
+    export: SimpleNamespace,
+):
+    names = (" tiger", " tiger shark", " missile")
+    held = GenerateRequest(prompt(0), 64, num_beams=2, choices=names)
+    free = GenerateRequest(prompt(0, colour="blue"), 64, num_beams=2, choices=names[:1])
+    (answer,) = export.model.generate_until([held])
+    assert answer.text in {name.strip() for name in names} | set(names) and not answer.is_capped
+    assert export.model.generate_until([free])[0].text.strip() == "tiger"
+    tiger, shark = (export.model.encode(name) for name in names[:2])
+    trie = Trie([tiger, shark])
+    # Where `tiger` ends, ending and going on compete.
+    assert trie.after(tiger) == sorted([EOS_ID, shark[len(tiger)]])
+    assert trie.after(shark) == [EOS_ID] and trie.after([]) == [tiger[0]]
 
 
 def test_text_longer_than_the_context_scores_every_token_once(export: SimpleNamespace):

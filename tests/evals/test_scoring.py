@@ -1,20 +1,33 @@
 import math
 import random
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from evals.api import CandidateScore
 from evals.contractions import CONTRACTIONS
+from evals.layouts.vqa import VqaRecord
+from evals.okvqa_stems import Stemmer
 from evals.scoring import (
+    accuracy_by_norm,
     best_candidate,
     binomial_se,
     bootstrap_se,
     exact_match,
+    macro_f1,
+    roc_auc,
+    roc_auc_se,
+    token_f1,
     vqa_accuracy,
     vqa_normalise,
 )
 from evals.uncertainty import mean_se, ratio_se
+from mllm.errors import UserError
 
 
 def test_norms_choose_different_candidates():
@@ -25,6 +38,18 @@ def test_norms_choose_different_candidates():
     assert best_candidate([short, long], "token") == 1
     assert best_candidate([short, accented], "byte") == 1  # -1.0 against -0.375
     assert accented.ll / accented.num_chars != accented.ll / accented.num_bytes
+
+
+def test_uncond_corrects_for_what_is_likely_anyway():
+    likely = CandidateScore(" the", -2.0, 1, 3, 3, ll_uncond=-1.0)
+    fitting = CandidateScore(" owl", -5.0, 1, 3, 3, ll_uncond=-9.0)
+    assert best_candidate([likely, fitting], "sum") == 0
+    assert best_candidate([likely, fitting], "uncond") == 1
+    assert accuracy_by_norm([[likely, fitting]], [1])["uncond"] == 1.0
+    bare = CandidateScore(" owl", -5.0, 1, 3, 3)
+    assert set(accuracy_by_norm([[likely, bare]], [1])) == {"sum", "token", "char", "byte"}
+    with pytest.raises(ValueError, match="empty prompt"):
+        best_candidate([bare], "uncond")
 
 
 def test_a_tie_goes_to_the_first_candidate():
@@ -107,3 +132,93 @@ def test_standard_errors_agree_with_simulation():
 
 def test_one_answer_has_no_standard_error():
     assert all(math.isnan(se) for se in (binomial_se(1.0, 1), mean_se([1.0]), bootstrap_se([1.0])))
+
+
+def test_answers_without_ids_lose_nothing_and_order_does_not_matter():
+    """VizWiz's answers have no ids: leaving out equal dictionaries would take all ten away."""
+    humans = ["dog"] * 10
+    assert vqa_accuracy("dog", humans) == 1.0
+    mixed = ["dog"] * 3 + ["cat"] * 7
+    assert {vqa_accuracy("dog", random.Random(i).sample(mixed, 10)) for i in range(9)} == {0.9}
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "f1"),
+    [("the red car", "A red, red car", 0.8), ("", "the", 1.0), ("", "car", 0.0), ("b", "c", 0.0)],
+)
+def test_f1_counts_words_as_often_as_they_occur(answer: str, gold: str, f1: float):
+    assert token_f1(answer, gold) == pytest.approx(f1)
+
+
+SCORED = st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=1, max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs=SCORED)
+def test_auc_is_the_share_of_pairs_in_order_with_ties_as_halves(pairs):
+    labels, scores = [label for label, _ in pairs], [score for _, score in pairs]
+    high = [s for label, s in pairs if label]
+    low = [s for label, s in pairs if not label]
+    if not high or not low:
+        assert roc_auc(labels, scores) is None
+        return
+    won = sum((h > l) + 0.5 * (h == l) for h in high for l in low)  # noqa: E741
+    area = roc_auc(labels, scores)
+    assert area == pytest.approx(won / (len(high) * len(low)))
+    assert roc_auc(labels, [1 / (1 + math.exp(-s)) for s in scores]) == area  # softmax of two
+    assert roc_auc(labels, [0] * len(labels)) == 0.5
+
+
+def test_the_error_of_an_auc_agrees_with_simulation():
+    draws = np.random.default_rng(0)
+
+    def sample():
+        labels = draws.random(200) < 0.4
+        return labels.tolist(), (draws.normal(size=200) + labels).tolist()
+
+    areas = [roc_auc(*sample()) for _ in range(1000)]
+    assert roc_auc_se(*sample()) == pytest.approx(float(np.std(areas)), rel=0.2)  # type: ignore[arg-type]
+    assert math.isnan(roc_auc_se([True, True], [1.0, 2.0]))
+
+
+def test_clusters_of_one_are_independent_and_copies_are_no_news():
+    values = np.random.default_rng(0).normal(size=50).tolist()
+    alone = mean_se(values, range(50))
+    assert alone == pytest.approx(mean_se(values))
+    assert mean_se(values * 4, [*range(50)] * 4) == pytest.approx(alone)
+    assert math.isnan(mean_se([1.0, 2.0], ["a", "a"]))
+
+
+def test_macro_f1_weighs_rare_classes_as_common_ones():
+    golds = ["a"] * 8 + ["b", "c"]
+    # a: precision 0.8, recall 1; b and c never answered.
+    assert macro_f1(golds, ["a"] * 10) == pytest.approx((2 * 8 / 18) / 3)
+    assert macro_f1(golds, golds) == 1.0
+
+
+def okvqa_record() -> VqaRecord:
+    raw = ("riding", "races", "morning glory", "dogs")
+    stems = ("ride", "race", "morn glory", "dog")
+    return VqaRecord("1", "1", Path("a.jpg"), "q", stems, (), raw, "ride", "", "")
+
+
+def test_stemming_without_its_data_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "inflection", None)
+    with pytest.raises(UserError, match=r"inflection is missing.*pip install nltk inflection"):
+        Stemmer([okvqa_record()])
+
+
+def test_stems_come_from_the_annotations_first_then_from_the_rules(monkeypatch):
+    """Stand-ins for the two packages: WordNet's data is in none."""
+    nltk, inflection = ModuleType("nltk"), ModuleType("inflection")
+    lemmatizer = SimpleNamespace(lemmatize=lambda word, pos: word.removesuffix("ing"))
+    nltk.stem = SimpleNamespace(WordNetLemmatizer=lambda: lemmatizer)  # type: ignore[attr-defined]
+    nltk.tokenize = SimpleNamespace(word_tokenize=str.split)  # type: ignore[attr-defined]
+    nltk.pos_tag = lambda words: [(w, "NNS" if w.endswith("s") else "NN") for w in words]  # type: ignore[attr-defined]
+    inflection.singularize = lambda word: word.removesuffix("s")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nltk", nltk)
+    monkeypatch.setitem(sys.modules, "inflection", inflection)
+    stem = Stemmer([okvqa_record()])
+    assert stem("morning glory ") == "morn glory"  # an answer of the file
+    assert stem("riding races") == "ride race"  # its words
+    assert stem("jumping cats") == "jump cat"  # the rules
