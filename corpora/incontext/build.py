@@ -1,12 +1,13 @@
 """`mllm corpora incontext`: episodes to shards, and evaluation episodes with their shots.
 
-    OUT/train, OUT/validation     image-text pairs, EPISODE_SAMPLES in a row an episode
+    OUT/namings                   image-text pairs: training classes under names of their own
+        train, validation         image-text pairs, EPISODE_SAMPLES in a row an episode
         train_text_only           the same texts without pictures: the control's corpus
         eval/incontext_test       one picture a trial, its answer and candidates in its JSON
         eval/incontext_support    the trials' shots
 
 All pairs have as many tokens under a tokenizer of letters, so a joined row of
-`1 + EPISODE_SAMPLES x (latents + 2 + 6)` positions holds one episode: one context with `</s>` after
+`1 + EPISODE_SAMPLES x (latents + 2 + 4)` positions holds one episode: one context with `</s>` after
 each shot, which is what evaluations show.
 """
 
@@ -26,7 +27,7 @@ from mllm.command import progress
 from mllm.errors import UserError
 from mllm.files import fingerprint, fsync_dir, write_json
 
-BUILDER_VERSION = 1  # counts up when equal settings give other shards
+BUILDER_VERSION = 2  # counts up when equal settings give other shards
 SAMPLES_PER_SHARD = 9000  # a multiple of an episode's
 
 
@@ -35,7 +36,7 @@ class Sizes:
     """How much of everything is made."""
 
     train_episodes: int = 6000
-    train_classes: int = 400
+    train_classes: int = 300
     validation_episodes: int = 100
     validation_classes: int = 100
     trials: int = 400
@@ -66,6 +67,7 @@ def build_incontext(out: Path, small: bool = False) -> bool:
     if building.exists():
         shutil.rmtree(building)  # what an interrupted build left
     building.mkdir(parents=True)
+    _write_namings(building / "namings", sizes.train_classes)
     train = list(episodes.training_episodes("train", sizes.train_episodes, sizes.train_classes))
     _write_episodes(building / "train", train)
     _write_episodes(building / "train_text_only", train, with_pictures=False)
@@ -82,6 +84,7 @@ def build_incontext(out: Path, small: bool = False) -> bool:
         "settings": settings,
         "words": {split: len(episodes.words(split)) for split in episodes.SPLITS},
         "counts": {
+            "namings": 2 * sizes.train_classes * episodes.INSTANCES,
             "train": sizes.train_episodes * episodes.EPISODE_SAMPLES,
             "validation": sizes.validation_episodes * episodes.EPISODE_SAMPLES,
             "eval/incontext_test": len(trials),
@@ -112,12 +115,19 @@ def _is_whole(out: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
+def _write_namings(out: Path, num_classes: int) -> None:
+    with ShardWriter(out, SAMPLES_PER_SHARD) as writer:
+        for place, (picture, text) in enumerate(episodes.namings(num_classes)):
+            segments = (ImageSegment(picture.png), TextSegment(text))
+            writer.write(Document(f"{place:06d}", segments))
+
+
 def _write_episodes(out: Path, made: Iterable[list[Shown]], with_pictures: bool = True) -> None:
     with ShardWriter(out, SAMPLES_PER_SHARD) as writer:
         for number, episode in enumerate(progress(made, f"{out.name} episodes")):
             for place, shown in enumerate(episode):
-                text = TextSegment(f"{episodes.PROMPT} {shown.label}")
-                segments = (ImageSegment(shown.picture), text) if with_pictures else (text,)
+                text = TextSegment(shown.label)
+                segments = (ImageSegment(shown.png), text) if with_pictures else (text,)
                 writer.write(Document(f"{number:06d}-{place}", segments))
 
 
@@ -132,8 +142,8 @@ def _write_trials(out: Path, trials: Iterable[Trial]) -> None:
                 "labels": list(trial.labels),
                 "class": trial.query.code,
             }
-            queries.write(Document(trial.name, (ImageSegment(trial.query.picture),), meta))
+            queries.write(Document(trial.name, (ImageSegment(trial.query.png),), meta))
             for place, shown in enumerate(trial.shots):
                 meta = {"answer": shown.label, "class": shown.code}
                 key = f"{trial.name}-{place}"  # by it, a shot is found as its trial's
-                support.write(Document(key, (ImageSegment(shown.picture),), meta))
+                support.write(Document(key, (ImageSegment(shown.png),), meta))

@@ -1,10 +1,18 @@
 """Episodes: a few classes, each called by a label word that only this episode gives it.
 
-    picture "a kol" | picture "a ber" | picture "a kol" | ...
+    picture "kol" | picture "ber" | picture "kol" | ...
 
 From the second picture of a class on, its label follows from what stands before, and from nothing
 else: label words are dealt anew in every episode. Classes and words of the three splits are
 disjoint by hash, so that what is tested, a model has to read off the shots.
+
+Namings come before episodes in training: pictures of the training classes, each with a name that
+always is its own, one letter of another script, before or behind two letters drawn at random:
+
+    picture "가to" | picture "m네u" | ...
+
+They teach what episodes alone do not within minutes: to see, and to look from each of the first
+positions behind a picture back to it. No class that is tested has a name.
 """
 
 from collections.abc import Iterator
@@ -19,7 +27,6 @@ from corpora.incontext import pictures
 SPLITS = ("train", "validation", "test")
 SHARES = (0.8, 0.9, 1.0)  # upper ends of the splits' hashes
 
-PROMPT = "a"  # stands between picture and label; " {label}" follows
 CONSONANTS = "bcdfghjklmnpqrstvwxyz"
 VOWELS = "aeiou"
 LAST = "lnrs"
@@ -30,18 +37,28 @@ EPISODE_SAMPLES = 9  # of a training episode: 4 ways x 2 shots, and a query
 SHOTS_PER_WAY = 2  # that an evaluation episode has for each class
 INSTANCES = 12  # pictures of a class
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+FIRST_NAME, NAME_STEP = 0xAC00, 28  # Hangul syllables without a final consonant
+MAX_NAMES = 399
+
 
 @dataclass(frozen=True)
-class Shown:
-    """One sample of an episode: a picture and the label of its class here."""
+class Picture:
+    """One picture of a class."""
 
     code: int  # the class
     instance: int
-    label: str
 
     @property
-    def picture(self) -> bytes:
+    def png(self) -> bytes:
         return pictures.draw(self.code, self.instance)
+
+
+@dataclass(frozen=True)
+class Shown(Picture):
+    """One sample of an episode: a picture and the label of its class here."""
+
+    label: str
 
 
 @dataclass(frozen=True)
@@ -72,6 +89,26 @@ def codes(split: str, limit: int) -> tuple[int, ...]:
     """`limit` of a split's classes."""
     mine = (code for code in pictures.classes() if split_of("class", str(code)) == split)
     return tuple(shuffled(mine, "in-context classes")[:limit])
+
+
+def class_name(place: int) -> str:
+    """The name of the training class at this place of `codes`: one character."""
+    if place >= MAX_NAMES:
+        raise ValueError(f"{MAX_NAMES} classes can be named, not one more")
+    return chr(FIRST_NAME + NAME_STEP * place)
+
+
+def namings(num_classes: int) -> Iterator[tuple[Picture, str]]:
+    """Every picture of every training class twice, with its text, shuffled."""
+    draws = np.random.default_rng(number("in-context namings"))
+    chosen = codes("train", num_classes)
+    for place in draws.permutation(2 * num_classes * INSTANCES).tolist():
+        rest, is_name_first = divmod(place, 2)
+        of_class, instance = divmod(rest, INSTANCES)
+        one, two = draws.choice(list(LETTERS), 2)
+        named = class_name(of_class)
+        text = named + one if is_name_first else one + named
+        yield Picture(chosen[of_class], instance), text + two
 
 
 def training_episodes(split: str, num_episodes: int, num_classes: int) -> Iterator[list[Shown]]:

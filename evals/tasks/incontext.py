@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from corpora.document import Document, ImageSegment, Segment, TextSegment
-from corpora.incontext.episodes import PROMPT
-from evals.api import Exemplar, Prompt, Query, Support
+from corpora.document import Document, ImageSegment
+from corpora.incontext.episodes import NUM_WAYS
+from evals.api import Exemplar, Prompt, Query, RankRequest, Request, Support
+from evals.controls import redealt
 from evals.options import TaskOptions
-from evals.shots import draw_order
 from evals.tasks.ranking import RankTask
 from evals.tasks.sources import Source
 
@@ -19,8 +19,8 @@ class InContext(RankTask):
     """Ranks the labels of a trial for one more picture of one of its classes.
 
     Classes and label words are those of no training episode, and every trial deals its labels
-    anew: without shots, nothing can be known. A trial's shots are its own support set;
-    `--select balanced` shows each of its classes in turn.
+    anew: without shots, nothing can be known. A trial's shots are its own support set, in rounds of
+    one exemplar a class. A label follows its picture at once, as in training: no prompt between.
 
     The headline norm is the summed log-likelihood: all labels have as many letters.
     """
@@ -33,13 +33,13 @@ class InContext(RankTask):
     is_conditioned = False
 
     def __init__(self, data_dir: Path, options: TaskOptions = TaskOptions()) -> None:  # noqa: B008
-        self.norm = options.norm or self.norm
+        self.use_norm(options.norm)
         self.source = Source(data_dir, self.corpus_name, "incontext")
         self.support_source = Source(data_dir, "eval/incontext_support", "incontext")
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"prompt": PROMPT, "shot": f"{PROMPT} {{label}}", "norm": self.norm}
+        return {"prompt": "", "shot": "{label}", "norm": self.norm}
 
     @property
     def data_fingerprint(self) -> str:
@@ -52,7 +52,10 @@ class InContext(RankTask):
         document = self.source.document(query_id)
         answer, labels, code = self.source.meta(document, "answer", "labels", "class")
         meta = {"candidates": tuple(labels), "class": code}
-        return Query(query_id, _question(document), answer, meta)
+        return Query(query_id, (ImageSegment(document.images[0]),), answer, meta)
+
+    def request(self, prompt: Prompt) -> Request:
+        return RankRequest(prompt, prompt.query.meta["candidates"], self.is_conditioned)
 
     def gold_class(self, query: Query) -> str:
         return str(query.meta["class"])
@@ -61,7 +64,7 @@ class InContext(RankTask):
         whole = self.support_source.support(self._show)
 
         def own(query: Query) -> Support:
-            return replace(whole, ids=self._shots_of_trial[query.id])
+            return replace(whole, ids=self._shots_of_trial[query.id], round_size=NUM_WAYS)
 
         return replace(whole, own=own)
 
@@ -75,17 +78,7 @@ class InContext(RankTask):
 
     def _show(self, document: Document) -> Exemplar:
         (answer,) = self.support_source.meta(document, "answer")
-        return Exemplar(document.key, _question(document), f" {answer}")
+        return Exemplar(document.key, (ImageSegment(document.images[0]),), answer)
 
     def permuted(self, prompt: Prompt, key: str) -> Prompt:
-        """The shots' own labels, dealt among them: a label of another trial would mean nothing."""
-        order = draw_order(f"{key}\npermuted", len(prompt.shots))
-        answers = [prompt.shots[place].answer for place in order]
-        shots = [
-            replace(shot, answer=answer) for shot, answer in zip(prompt.shots, answers, strict=True)
-        ]
-        return replace(prompt, shots=tuple(shots))
-
-
-def _question(document: Document) -> tuple[Segment, ...]:
-    return (ImageSegment(document.images[0]), TextSegment(PROMPT))
+        return redealt(prompt, key)

@@ -16,10 +16,11 @@ from corpora.reader import Corpus
 from mllm.errors import UserError
 from mllm.stream.plan import open_plan
 from tokenizer.tokenizer import Tokenizer
-from tokenizer.train import train_tokenizer
+from tokenizer.train import MIN_VOCAB_SIZE, train_tokenizer
 
 LATENTS = 1
-SAMPLE_TOKENS = 6  # a, space, three letters, </s>
+SAMPLE_TOKENS = 4  # three letters, </s>
+LETTERS = 26
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,8 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tokenizer(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     out = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer([corpus_dir / "train"], out, vocab_size=300, sample_bytes=1_000_000)
+    vocab_size = MIN_VOCAB_SIZE - 27 + LETTERS + SMALL.train_classes
+    train_tokenizer([corpus_dir / "namings"], out, vocab_size=vocab_size, sample_bytes=1_000_000)
     return Tokenizer(out)
 
 
@@ -44,6 +46,25 @@ def documents(folder: Path):
 def pixels(data: bytes) -> str:
     with Image.open(io.BytesIO(data)) as picture:
         return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+def test_a_naming_is_a_picture_of_a_training_class_and_its_name(
+    corpus_dir: Path, tokenizer: Tokenizer
+) -> None:
+    """One name a class and one class a name, of one token, in either place; texts of one length."""
+    found = list(episodes.namings(SMALL.train_classes))
+    classes: dict[str, set[int]] = {}
+    places = []
+    for (picture, text), document in zip(found, documents(corpus_dir / "namings"), strict=True):
+        assert document.segments[1] == TextSegment(text) and document.images == (picture.png,)
+        (named,) = (character for character in text if not character.isascii())
+        classes.setdefault(named, set()).add(picture.code)
+        places.append(text.index(named))
+        ids = tokenizer.encode(text)
+        assert len(ids) == SAMPLE_TOKENS - 1 and not any(map(tokenizer.is_byte, ids))
+    assert set.union(*classes.values()) == set(episodes.codes("train", SMALL.train_classes))
+    assert all(len(codes) == 1 for codes in classes.values())
+    assert len(classes) == SMALL.train_classes and places.count(0) == places.count(1)
 
 
 def test_equal_settings_give_equal_bytes(corpus_dir: Path, tmp_path: Path) -> None:
@@ -61,7 +82,7 @@ def test_a_corpus_that_stands_is_left_alone_and_another_is_refused(corpus_dir: P
 
 
 def test_no_word_class_or_picture_of_the_test_is_trained(corpus_dir: Path) -> None:
-    training = documents(corpus_dir / "train")
+    training = documents(corpus_dir / "train") + documents(corpus_dir / "namings")
     trained_words = {
         word
         for d in training
@@ -134,7 +155,7 @@ def test_a_joined_row_is_one_episode(corpus_dir: Path, tokenizer: Tokenizer) -> 
     """Every label takes as many tokens, those never trained too, and rows hold 9 samples each."""
     for split in episodes.SPLITS:
         for word in episodes.words(split):
-            ids = tokenizer.encode(f"{episodes.PROMPT} {word}")
+            ids = tokenizer.encode(word)
             assert len(ids) == SAMPLE_TOKENS - 1 and not any(map(tokenizer.is_byte, ids))
     corpus = Corpus(corpus_dir / "train")
     seq_len = 1 + episodes.EPISODE_SAMPLES * (LATENTS + 2 + SAMPLE_TOKENS)

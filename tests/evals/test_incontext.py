@@ -22,7 +22,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> InContext:
     return InContext(out)
 
 
-def prompts(task: InContext, k: int, how: str = "balanced", seed: int = 0) -> list[Prompt]:
+def prompts(task: InContext, k: int, how: str = "random", seed: int = 0) -> list[Prompt]:
     return build_prompts(
         [task.query(query_id) for query_id in task.ids()],
         task.support,
