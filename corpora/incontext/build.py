@@ -45,7 +45,7 @@ class Sizes:
 
 SMALL = Sizes(
     train_episodes=120,
-    train_classes=40,
+    train_classes=20,
     validation_episodes=8,
     validation_classes=8,
     trials=16,
@@ -78,7 +78,7 @@ def build_incontext(out: Path, small: bool = False) -> bool:
         ),
     )
     trials = list(episodes.trials("test", sizes.trials, sizes.test_classes))
-    _write_trials(building / "eval", trials)
+    write_trials(building / "eval", trials)
     report = {
         "fingerprint": fingerprint(settings),
         "settings": settings,
@@ -131,7 +131,7 @@ def _write_episodes(out: Path, made: Iterable[list[Shown]], with_pictures: bool 
                 writer.write(Document(f"{number:06d}-{place}", segments))
 
 
-def _write_trials(out: Path, trials: Iterable[Trial]) -> None:
+def write_trials(out: Path, trials: Iterable[Trial]) -> None:
     with (
         ShardWriter(out / "incontext_test") as queries,
         ShardWriter(out / "incontext_support") as support,

@@ -85,10 +85,14 @@ def words(split: str) -> tuple[str, ...]:
 
 
 @lru_cache
+def _codes(split: str) -> tuple[int, ...]:
+    mine = (code for code in pictures.classes() if split_of("class", str(code)) == split)
+    return tuple(shuffled(mine, "in-context classes"))
+
+
 def codes(split: str, limit: int) -> tuple[int, ...]:
     """`limit` of a split's classes."""
-    mine = (code for code in pictures.classes() if split_of("class", str(code)) == split)
-    return tuple(shuffled(mine, "in-context classes")[:limit])
+    return _codes(split)[:limit]
 
 
 def class_name(place: int) -> str:

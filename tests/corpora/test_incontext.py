@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from corpora.document import TextSegment
 from corpora.incontext import episodes, pictures
-from corpora.incontext.build import SMALL, build_incontext
+from corpora.incontext.build import SMALL, build_incontext, write_trials
 from corpora.reader import Corpus
 from mllm.errors import UserError
 from mllm.stream.plan import open_plan
@@ -81,28 +83,49 @@ def test_a_corpus_that_stands_is_left_alone_and_another_is_refused(corpus_dir: P
         build_incontext(corpus_dir)
 
 
-def test_no_word_class_or_picture_of_the_test_is_trained(corpus_dir: Path) -> None:
-    training = documents(corpus_dir / "train") + documents(corpus_dir / "namings")
-    trained_words = {
-        word
-        for d in training
-        for s in d.segments
-        if isinstance(s, TextSegment)
-        for word in s.text.split()
-    }
-    trained_pictures = {pixels(d.images[0]) for d in training}
-    queries = documents(corpus_dir / "eval" / "incontext_test")
-    shots = documents(corpus_dir / "eval" / "incontext_support")
-    assert len(queries) == SMALL.trials and len(shots) == 8 * SMALL.trials
-    asked = {label for d in queries for label in d.meta["labels"]}
-    assert len(asked) > 4 and asked.isdisjoint(trained_words)
-    assert trained_pictures.isdisjoint({pixels(d.images[0]) for d in queries + shots})
-    trained = {
-        s.code
-        for e in episodes.training_episodes("train", SMALL.train_episodes, SMALL.train_classes)
-        for s in e
-    }
-    assert len(trained) > 30 and trained.isdisjoint(d.meta["class"] for d in queries + shots)
+def words_and_pictures(folders: list[Path]) -> set[str]:
+    """Every label word and every picture, by its pixels, in some corpora."""
+    found: set[str] = set()
+    for document in (d for folder in folders for d in documents(folder)):
+        found |= {pixels(data) for data in document.images}
+        found |= {s.text for s in document.segments if isinstance(s, TextSegment)}
+        found |= set(document.meta.get("labels", ()))
+    return found
+
+
+def test_no_word_or_picture_of_the_test_is_trained(corpus_dir: Path, tmp_path: Path) -> None:
+    names = ("namings", "train", "train_text_only", "validation")
+    trained = words_and_pictures([corpus_dir / name for name in names])
+    tests = [corpus_dir / "eval" / name for name in ("incontext_test", "incontext_support")]
+    assert [len(Corpus(folder)) for folder in tests] == [SMALL.trials, 8 * SMALL.trials]
+    tested = words_and_pictures(tests)
+    assert len(tested) > 9 * SMALL.trials * 0.5 and tested.isdisjoint(trained)
+    # Trials of the training split would be seen.
+    write_trials(tmp_path, episodes.trials("train", SMALL.trials, SMALL.train_classes))
+    leaked = words_and_pictures([tmp_path / "incontext_test", tmp_path / "incontext_support"])
+    assert leaked & trained
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    num_episodes=st.integers(1, 20),
+    num_trials=st.integers(1, 20),
+    train_classes=st.integers(4, 300),
+    test_classes=st.integers(4, 100),
+)
+def test_no_class_or_word_of_the_test_is_trained_at_any_size(
+    num_episodes: int, num_trials: int, train_classes: int, test_classes: int
+) -> None:
+    trained = [
+        shown
+        for episode in episodes.training_episodes("train", num_episodes, train_classes)
+        for shown in episode
+    ]
+    trials = list(episodes.trials("test", num_trials, test_classes))
+    tested = [shown for trial in trials for shown in (*trial.shots, trial.query)]
+    codes = {shown.code for shown in trained} | set(episodes.codes("train", train_classes))
+    assert codes.isdisjoint(shown.code for shown in tested)
+    assert {shown.label for shown in trained}.isdisjoint(shown.label for shown in tested)
 
 
 def test_splits_share_no_class_and_no_word_at_full_size() -> None:

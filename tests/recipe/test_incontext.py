@@ -44,7 +44,8 @@ def test_a_model_learns_from_its_shots_and_from_nothing_else(tmp_path: Path) -> 
     assert scores[3] > scores[2] - 2 * errors[3]
     assert scores[3] > 2 * CHANCE
     for k in ("4", "8"):
-        assert is_near_chance(seen[k]["controls"]["permuted"])
-        assert is_near_chance(seen[k]["blind"])
+        controls = seen[k]["controls"]
+        for control in (seen[k]["blind"], controls["no_picture"], controls["permuted"]):
+            assert is_near_chance(control)
     unseeing = cells(runs / "eval_text_only")
     assert all(is_near_chance(cell) for cell in unseeing.values())
