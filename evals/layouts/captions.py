@@ -8,7 +8,9 @@ Karpathy's `restval` belongs to training: 113,287 pictures with `train`.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,26 +60,39 @@ def read_captions(path: Path, splits: tuple[str, ...] = ("test",)) -> list[Capti
     value = read_json(path)
     if isinstance(value, dict) and "annotations" in value:
         return _coco_records(path, value, path.parent)
-    return _karpathy_records(path, value, path.parent, splits)
+    return _of_splits(path, _karpathy_records(path, value, path.parent), splits)
 
 
 def read_karpathy(path: Path, images: Path, splits: tuple[str, ...]) -> list[CaptionRecord]:
     """The pictures of some splits of `dataset_{coco,flickr30k}.json`."""
-    return _karpathy_records(path, read_json(path), images, splits)
+    found = path.stat()
+    records = _whole_file(path, images, found.st_mtime_ns, found.st_size)
+    return _of_splits(path, records, splits)
 
 
-def _karpathy_records(
-    path: Path, value: Any, images: Path, splits: tuple[str, ...]
+@lru_cache(maxsize=2)
+def _whole_file(
+    path: Path, images: Path, mtime_ns: int, num_bytes: int
+) -> tuple[CaptionRecord, ...]:
+    """Every picture of a file, parsed once for the part that is asked about and the shots' part."""
+    return tuple(_karpathy_records(path, read_json(path), images))
+
+
+def _karpathy_records(path: Path, value: Any, images: Path) -> list[CaptionRecord]:
+    return [
+        _karpathy_record(image, images, image.text("split"))
+        for image in json_records(path, value, "images")
+    ]
+
+
+def _of_splits(
+    path: Path, records: Iterable[CaptionRecord], splits: tuple[str, ...]
 ) -> list[CaptionRecord]:
-    records = []
-    for image in json_records(path, value, "images"):
-        split = image.text("split")
-        if split in splits:
-            records.append(_karpathy_record(image, images, split))
-    if not records:
+    kept = [record for record in records if record.split in splits]
+    if not kept:
         raise UserError(f'{path}: no picture of split {" or ".join(splits)} under "images"')
-    _check_alone(path, records)
-    return records
+    _check_alone(path, kept)
+    return kept
 
 
 def _karpathy_record(image: Record, images: Path, split: str) -> CaptionRecord:
