@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL ?= runs/demo/export
 DATA ?= runs/demo/corpus
 
-.PHONY: setup demo smoke check test test-slow bench eval-zeroshot eval-fewshot chat clean
+.PHONY: setup demo smoke check test test-slow bench eval-zeroshot eval-fewshot incontext chat clean
 
 setup: $(VENV)/.installed
 
@@ -46,6 +46,9 @@ eval-zeroshot: setup
 
 eval-fewshot: setup
 	$(BIN)/mllm eval fewshot --model $(MODEL) --data $(DATA) --out $(MODEL)/../eval-fewshot
+
+incontext: setup
+	$(BIN)/mllm recipe mllm/configs/recipe_incontext.yaml
 
 chat: setup
 	$(BIN)/mllm chat --model $(MODEL)

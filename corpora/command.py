@@ -1,4 +1,4 @@
-"""`mllm corpora demo | import | index | lint | stats`."""
+"""`mllm corpora demo | incontext | import | index | lint | stats`."""
 
 import argparse
 import contextlib
@@ -17,6 +17,7 @@ EXAMPLES = """\
 examples:
   mllm corpora demo --out runs/demo/corpus
   mllm corpora demo --out runs/other/corpus --exclude names.txt
+  mllm corpora incontext --out runs/incontext/corpus
   mllm corpora import pairs captions_train2017.json --image-dir train2017 --out runs/coco
   mllm corpora index /data/cc3m --index-dir /scratch/cc3m-index
   mllm corpora index s3://bucket/cc3m --index-dir /scratch/cc3m-index --workers 8
@@ -28,7 +29,7 @@ examples:
 def build_parser() -> Parser:
     parser = Parser(prog="mllm corpora", description=__doc__, epilog=EXAMPLES)
     verbs = parser.add_subparsers(
-        dest="verb", metavar="demo|import|index|lint|stats", required=True
+        dest="verb", metavar="demo|incontext|import|index|lint|stats", required=True
     )
 
     demo = verbs.add_parser(
@@ -52,6 +53,16 @@ def build_parser() -> Parser:
         help="where downloads are kept (default: $MLLM_CACHE/packages or ~/.cache/mllm/packages)",
     )
     demo.add_argument("--small", action="store_true", help="a few hundred samples of each kind")
+
+    incontext = verbs.add_parser(
+        "incontext",
+        help="draw the corpus of episodes that only their shots explain",
+        description="Draws pictures of nameless classes and deals label words to them, anew in "
+        "each episode; with evaluation episodes of other classes and words. Half a minute.",
+        epilog="example:\n  mllm corpora incontext --out runs/incontext/corpus",
+    )
+    incontext.add_argument("--out", type=Path, default=Path("runs/incontext/corpus"), metavar="DIR")
+    incontext.add_argument("--small", action="store_true", help="a hundred episodes")
 
     verbs.add_parser(
         "import",
@@ -104,7 +115,9 @@ def main(argv: list[str]) -> int:
         with _disk_errors():
             return import_command.main(argv[1:])
     arguments = build_parser().parse_args(argv)
-    run = {"demo": _demo, "index": _index, "lint": _lint, "stats": _stats}[arguments.verb]
+    run = {"demo": _demo, "incontext": _incontext, "index": _index, "lint": _lint, "stats": _stats}[
+        arguments.verb
+    ]
     with stdout_is_json() if arguments.json else contextlib.nullcontext(), _disk_errors():
         result, lines, exit_code = run(arguments)
         if is_remote(getattr(arguments, "corpus_dir", "")):
@@ -129,6 +142,16 @@ def _demo(arguments: argparse.Namespace) -> tuple[Any, list[str], int]:
     report = json.loads((arguments.out / "report.json").read_bytes())
     state = "built" if built else "stands whole already"
     return report | {"built": built}, [f"demo corpus {state}:", *describe(arguments.out)], 0
+
+
+def _incontext(arguments: argparse.Namespace) -> tuple[Any, list[str], int]:
+    from corpora.incontext.build import build_incontext
+
+    built = build_incontext(arguments.out, arguments.small)
+    report = json.loads((arguments.out / "report.json").read_bytes())
+    state = "built" if built else "stands whole already"
+    lines = [f"in-context corpus {state}: {arguments.out}", *_as_lines(report["counts"], "  ")]
+    return report | {"built": built}, lines, 0
 
 
 def _index(arguments: argparse.Namespace) -> tuple[Any, list[str], int]:

@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 
 
-def _number(*parts: str) -> int:
+def number(*parts: str) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "big")
 
 
 def share(*parts: str) -> float:
     """A number in [0, 1) that depends on the parts alone."""
-    return _number(*parts) / 2**64
+    return number(*parts) / 2**64
 
 
 def in_final_half(name: str) -> bool:
@@ -23,9 +23,9 @@ def in_final_half(name: str) -> bool:
 
 def pick(items: Sequence[Item], *parts: str) -> Item:
     """One of the items."""
-    return items[_number(*parts) % len(items)]
+    return items[number(*parts) % len(items)]
 
 
 def shuffled(items: Iterable[Item], *parts: str, key: Callable[[Item], Any] = str) -> list[Item]:
     """The items in an order by hash; `key` names an item."""
-    return sorted(items, key=lambda item: _number(*parts, str(key(item))))
+    return sorted(items, key=lambda item: number(*parts, str(key(item))))

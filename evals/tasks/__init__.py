@@ -11,6 +11,7 @@ from evals.data import DEMO, DataPaths
 from evals.options import TaskOptions
 from evals.tasks.caption import Caption
 from evals.tasks.easy_vqa import EasyVqa
+from evals.tasks.incontext import InContext
 from evals.tasks.info import TaskInfo, on_demo
 from evals.tasks.local import LOCAL_SETS
 from evals.tasks.local_set import SPLITS
@@ -56,7 +57,23 @@ LOCAL_TASKS: dict[str, TaskInfo] = {
     **LOCAL_SETS,
 }
 
-TASKS: dict[str, TaskInfo] = {**LOCAL_TASKS, **VISION_TASKS, **RANKING_TASKS}
+IN_CONTEXT = TaskInfo(
+    "labels that nothing but the shots defines, for pictures of nameless classes",
+    InContext,
+    "incontext",
+    "eval/incontext_test, eval/incontext_support",
+    "mllm corpora incontext --out DIR",
+    limit=400,
+    shots=(0, 2, 4, 8),
+    fewshot_limit=400,
+)
+
+TASKS: dict[str, TaskInfo] = {
+    **LOCAL_TASKS,
+    "incontext": IN_CONTEXT,
+    **VISION_TASKS,
+    **RANKING_TASKS,
+}
 
 QUICK_TASKS = ("naming", "caption", "easy_vqa", "text_loss")
 

@@ -15,13 +15,17 @@ class MissingSet(UserError):
 
 
 class Source:
-    """An evaluation corpus: one sample a query, found by key."""
+    """An evaluation corpus: one sample a query, found by key.
 
-    def __init__(self, data_dir: Path, name: str) -> None:
+    Args:
+        kind: What `mllm corpora` builds it as.
+    """
+
+    def __init__(self, data_dir: Path, name: str, kind: str = "demo") -> None:
         self.dir = data_dir / name
         if not self.dir.is_dir():
             raise MissingSet(
-                f"{self.dir}: no such corpus; build it with `mllm corpora demo --out {data_dir}` "
+                f"{self.dir}: no such corpus; build it with `mllm corpora {kind} --out {data_dir}` "
                 f"or name its parent with --data"
             )
         self.corpus = Corpus(self.dir)
