@@ -84,7 +84,7 @@ def build_incontext(out: Path, small: bool = False) -> bool:
         "settings": settings,
         "words": {split: len(episodes.words(split)) for split in episodes.SPLITS},
         "counts": {
-            "namings": 2 * sizes.train_classes * episodes.INSTANCES,
+            "namings": sizes.train_classes * episodes.INSTANCES * episodes.NAMINGS,
             "train": sizes.train_episodes * episodes.EPISODE_SAMPLES,
             "validation": sizes.validation_episodes * episodes.EPISODE_SAMPLES,
             "eval/incontext_test": len(trials),

@@ -40,6 +40,7 @@ INSTANCES = 12  # pictures of a class
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 FIRST_NAME, NAME_STEP = 0xAC00, 28  # Hangul syllables without a final consonant
 MAX_NAMES = 399
+NAMINGS = 10  # of each picture
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,19 @@ def class_name(place: int) -> str:
 
 
 def namings(num_classes: int) -> Iterator[tuple[Picture, str]]:
-    """Every picture of every training class twice, with its text, shuffled."""
+    """Every picture of every training class NAMINGS times, with its text, shuffled.
+
+    Its name comes first in half of them. Other letters each time: a model that saw few of them
+    again and again would learn them by heart, and pictures instead of classes.
+    """
     draws = np.random.default_rng(number("in-context namings"))
     chosen = codes("train", num_classes)
-    for place in draws.permutation(2 * num_classes * INSTANCES).tolist():
-        rest, is_name_first = divmod(place, 2)
+    for place in draws.permutation(num_classes * INSTANCES * NAMINGS).tolist():
+        rest, time = divmod(place, NAMINGS)
         of_class, instance = divmod(rest, INSTANCES)
         one, two = draws.choice(list(LETTERS), 2)
         named = class_name(of_class)
-        text = named + one if is_name_first else one + named
+        text = named + one if time % 2 else one + named
         yield Picture(chosen[of_class], instance), text + two
 
 
