@@ -130,6 +130,8 @@ class Engine:
         tokenizer = self.processor.tokenizer
         newline = tokenizer.encode_text("\n") if self.template == "completion" else []
         self._stops = [EOS_ID, *newline]
+        # Read once: it copies much, and an answer's first token waits for it.
+        self._exported_settings = self.model.generation_config.to_diff_dict()
         self._max_prefixes = max_prefixes
         self._prefixes: list[_Prefix] = []  # the latest used last
         self._latents: OrderedDict[str, torch.Tensor] = OrderedDict()
@@ -321,7 +323,7 @@ class Engine:
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         samples = sampling.temperature > 0
         settings: dict[str, Any] = {
-            **self.model.generation_config.to_diff_dict(),
+            **self._exported_settings,
             "do_sample": samples,
             "num_beams": sampling.beams,
             "max_new_tokens": sampling.max_new_tokens,
