@@ -84,8 +84,10 @@ class Prompter:
         support = self._support(self.task) if row["shots"] else None
         if row["shots"] and support is None:
             return None
-        shots = tuple(self._shot(support.read(shot_id)) for shot_id in row["shots"] if support)
         query = self.task.query(row["id"])
+        if support is not None and support.own is not None:  # each query's exemplars are its own
+            support = support.own(query)
+        shots = tuple(self._shot(support.read(shot_id)) for shot_id in row["shots"] if support)
         # Without shots no separator stands in the settings, though the digest has one.
         separators = [self.settings["separator"]] if row["shots"] else SEPARATORS
         # What a task adds to every prompt, such as a style's instruction. What it cut for a model

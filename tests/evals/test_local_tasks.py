@@ -19,6 +19,8 @@ from evals.api import (
 from evals.asking import ask
 from evals.data import DataPaths
 from evals.options import TaskOptions
+from evals.page.examples import Prompter
+from evals.rows import whole_rows
 from evals.run import CellOptions, run_cell
 from evals.shots import Selection, build_prompts, draw_shots
 from evals.tasks import TASKS, make_task
@@ -172,6 +174,10 @@ def test_every_task_runs_and_says_how_well(name: str, local_dir: Path, tmp_path:
         few = replace(OPTIONS, num_shots=2 if name != "nway5" else 5, limit=6)
         cell = run_cell(make(name, local_dir), Seer(), few, tmp_path)
         assert "permuted" in cell["controls"]
+        prompter = Prompter(make(name, local_dir), cell["settings"])
+        for row in whole_rows(tmp_path / cell["per_seed"][0]["samples"]):
+            prompt = prompter.prompt(row)  # as the page shows it
+            assert prompt is not None and [shot.id for shot in prompt.shots] == row["shots"]
         if name.startswith("nway"):
             assert cell["score"] == 100.0 and cell["n"] == 6
 
