@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -136,6 +136,10 @@ class Engine:
         self._prefixes: list[_Prefix] = []  # the latest used last
         self._latents: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()
+        # One thread for all answers: torch makes a pool of threads for each that computes, and an
+        # answer's first token would wait for that.
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        threading.Thread(target=_run_all, args=[self._jobs], daemon=True).start()
         self._fingerprint: str | None = None
 
     @property
@@ -189,7 +193,7 @@ class Engine:
         start = time.perf_counter()
         self.check_room(request.prompt, request.sampling.max_new_tokens)
         pieces: queue.Queue[Any] = queue.Queue()
-        closed = threading.Event()
+        closed, done = threading.Event(), threading.Event()
         failures: list[BaseException] = []
 
         def work() -> None:
@@ -202,9 +206,9 @@ class Engine:
                 failures.append(error)
             finally:
                 pieces.put(None)
+                done.set()
 
-        worker = threading.Thread(target=work, daemon=True)
-        worker.start()
+        self._jobs.put(work)
         has_begun, held = False, ""
         try:
             while (piece := pieces.get()) is not None:
@@ -217,7 +221,7 @@ class Engine:
                     yield text
         finally:
             closed.set()
-            worker.join()
+            done.wait()
         if failures:
             raise failures[0]
 
@@ -408,10 +412,16 @@ class Engine:
         return scores
 
     def close(self) -> None:
-        """Lets go of what is kept."""
+        """Lets go of what is kept. Nothing can be asked any more."""
+        self._jobs.put(None)
         with suppress(RuntimeError), self._lock:
             self._prefixes.clear()
             self._latents.clear()
+
+
+def _run_all(jobs: "queue.Queue[Callable[[], None] | None]") -> None:
+    for job in iter(jobs.get, None):
+        job()
 
 
 class _Pieces(TextIteratorStreamer):
