@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -142,6 +142,7 @@ def test_shots_have_two_sides(folder: Path):
             READER.shot(line, "usage")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_no_line_is_more_than_it_says(line: str):
     """Text without names of pictures comes back whole, but for the space around it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm.chat.conversation import Answer, Branches, Conversation, Shot, Turn
@@ -32,6 +32,7 @@ conversations = st.builds(
 names = st.text(min_size=1, max_size=5)
 
 
+@settings(deadline=None)  # pictures are decoded
 @given(st.dictionaries(names, conversations, min_size=1, max_size=3), st.data())
 def test_what_is_loaded_is_what_was_saved(by_name: dict[str, Conversation], data: Any):
     branches = Branches(by_name, data.draw(st.sampled_from(sorted(by_name))))
