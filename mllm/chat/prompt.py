@@ -18,7 +18,7 @@ from mllm.stream.template import END_OF_DOCUMENT, Mark
 
 Segment = str | Picture | Mark
 
-DESCRIBE = {"completion": "An image of", "instruction": "Describe the image."}
+DESCRIBE = "Describe the image."  # to a model of the instruct stage
 
 
 def segments_of(conversation: Conversation, template: str) -> list[Segment]:

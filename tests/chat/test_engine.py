@@ -108,6 +108,7 @@ class Talk(RuleBasedStateMachine):
     """Any order of turns, undone and retried, with shots: kept = computed anew."""
 
     engine: Engine
+    num_answers = num_reused = 0  # over all examples
     words = st.sampled_from(["is it red?", "a", "what colour is it?", "the fox"])
 
     def __init__(self) -> None:
@@ -122,7 +123,7 @@ class Talk(RuleBasedStateMachine):
         turn = Turn(content)
         self.conversation.turns.append(turn)
         try:
-            text, _ = answer(self.engine, self.conversation)
+            text, request = answer(self.engine, self.conversation)
         except ContextFull:
             self.conversation.turns.clear()
             self.conversation.shots.clear()
@@ -134,6 +135,8 @@ class Talk(RuleBasedStateMachine):
         for prefix in self.engine._prefixes:
             assert len(prefix.keys) == prefix.cache.get_seq_length()
         turn.answer = Answer(text)
+        Talk.num_answers += 1
+        Talk.num_reused += request.stats.num_reused
 
     @precondition(lambda self: self.conversation.turns)
     @rule()
@@ -155,6 +158,7 @@ def test_any_order_of_turns_gives_what_computing_anew_gives(
     tiny: SimpleNamespace, max_prefixes: int
 ):
     Talk.engine = Engine(tiny.export, max_prefixes=max_prefixes)
+    Talk.num_answers = Talk.num_reused = 0
     Talk.TestCase.settings = settings(
         max_examples=8,
         stateful_step_count=8,
@@ -162,6 +166,7 @@ def test_any_order_of_turns_gives_what_computing_anew_gives(
         suppress_health_check=list(HealthCheck),
     )
     Talk.TestCase().runTest()
+    assert Talk.num_answers > 5 and Talk.num_reused > 0  # or nothing was compared
 
 
 def test_two_conversations_at_once_keep_a_prefix_each(tiny: SimpleNamespace):

@@ -158,7 +158,7 @@ def test_completion_and_history_over_sessions(screen: Open):
     chat.wait(lambda text: "left with 0" in text)
     again = screen()
     again.keys("Up")
-    again.wait(lambda text: "> /image two\\ words.png" in text)
+    assert again.wait(lambda text: "> /image two\\ words.png" in text)
 
 
 def test_ctrl_c_stops_one_answer(screen: Open, folder: Path):

@@ -200,7 +200,7 @@ class Session:
             picture = self.conversation.last_picture()
         is_completion = self.engine().template == "completion"
         # A picture alone: the template adds `An image of`.
-        content: Content = [picture] if is_completion else [picture, DESCRIBE["instruction"]]
+        content: Content = [picture] if is_completion else [picture, DESCRIBE]
         self.ask(content, f"{IMAGE_COMMAND} {shlex.quote(picture.name)}")
 
     def rank(self, rest: str) -> None:
